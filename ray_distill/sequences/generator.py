@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from ray_distill.artifacts import Artifact
-from ray_distill.errors import CorruptStore, DistillError
+from ray_distill.errors import ChangedModel, CorruptStore, DistillError
 from ray_distill.fingerprint import fingerprint
 
 VERSION = 1
@@ -45,3 +45,17 @@ class Generator(Artifact):
     def fingerprint(self) -> str:
         """Fingerprint of all fields except ``model``."""
         return fingerprint({name: item for name, item in self.to_dict().items() if name != "model"})
+
+    def require_teacher(self, found: str) -> None:
+        """Compare the teacher with the fingerprint of the model that was loaded to write.
+
+        Raises:
+            ChangedModel: they differ.
+        """
+        if found != self.teacher:
+            raise ChangedModel(
+                f"labels.teacher: {self.model} is not the teacher that began to write: it has other weights, settings "
+                f"or tokens here ({found}, its texts are stored under {self.teacher}). Restore its files on every "
+                "machine, and run the same command again",
+                found=found,
+            )

@@ -8,6 +8,7 @@ from ray_distill.config import LabelsConfig, TeacherConfig
 from ray_distill.errors import ConfigError, TeacherRefused
 from ray_distill.labels.format.codecs import encodings
 from ray_distill.labels.model.distributions import Family
+from ray_distill.labels.model.manifest import TeacherIdentity
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.teachers import vllm_limits
 from ray_distill.teachers.base import Identity, Teacher
@@ -90,6 +91,18 @@ def open_teacher(config: TeacherConfig, *, task: str, head_url: str | None = Non
         ModelError, ConfigError, StorageError: as `load_model`.
     """
     return engine_of(config).open(config, task=task, head_url=head_url)
+
+
+def open_stored_teacher(config: TeacherConfig, stored: TeacherIdentity, *, task: str) -> Teacher:
+    """Load a store's teacher on this machine, and verify that it is the same.
+
+    Raises:
+        ChangedModel: its weights, head, settings or tokens are others here.
+        TeacherRefused, ModelError, ConfigError, StorageError: as `open_teacher`.
+    """
+    teacher = open_teacher(config, task=task, head_url=stored.head)
+    stored.require(teacher.fingerprint, config.model)
+    return teacher
 
 
 def identify(config: TeacherConfig, *, task: str, head_url: str | None = None) -> Identity:

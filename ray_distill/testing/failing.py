@@ -1,5 +1,6 @@
 """A teacher that fails as configured: on some rows, large batches, all, or when loaded."""
 
+import json
 import os
 import signal
 import threading
@@ -79,8 +80,11 @@ def failing_text_model(
     loading: Fault | None = None,
     once: str | None = None,
     starts: str | None = None,
+    plan: str | None = None,
 ) -> ModelParts:
     """Build a text classifier that fails as configured, for ``module:function``.
+
+    Its fingerprint depends on its arguments, but not on the content of the file ``plan``.
 
     Args:
         classes: class names.
@@ -90,7 +94,10 @@ def failing_text_model(
         loading: what happens when it is loaded.
         once: a file; the first fault makes it, and there is none while it exists.
         starts: a file that gets a line each time that it is loaded.
+        plan: a JSON file with the other arguments, which replaces them; it may be missing.
     """
+    if plan is not None and Path(plan).exists():
+        return failing_text_model(classes, **json.loads(Path(plan).read_text(encoding="utf-8")))
     processor = tiny_text_processor()
     tokens = {int(processor.tokenizer.convert_tokens_to_ids(sign)): fault for sign, fault in (faults or {}).items()}
     module = FailingText(

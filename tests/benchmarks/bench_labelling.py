@@ -95,7 +95,6 @@ def label(name: str, snapshot: dict[str, str], store_url: str) -> dict[str, floa
         task=TASKS[name],
         snapshot=SnapshotRef.from_dict(snapshot),
         teacher=teacher_of(name),
-        head_url=None,
         store_url=store_url,
         manifest=manifest,
         resources=Resources(actors=(1, 1), cpus=1, batch=manifest.batch),

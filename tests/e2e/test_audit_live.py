@@ -75,4 +75,4 @@ def test_the_teacher_agrees_with_its_store_and_not_with_another(
     status, _, said = _audit(
         capfd, config.store_url, "--live", path, "--set", "labels.teacher.arguments.backwards=true"
     )
-    assert status == 1 and "the store was filled by" in said and "Traceback" not in said
+    assert status == 1 and "is not the teacher that made the labels" in said and "Traceback" not in said

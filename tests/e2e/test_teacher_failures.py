@@ -3,6 +3,7 @@
 A snapshot of a few units, and a teacher of some weights that fails as it is told.
 """
 
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -55,16 +56,20 @@ class Lab:
     """Row id of the row with this character."""
     whole: "Filled" = field(repr=False, default=None)  # type: ignore[assignment]
 
+    @property
+    def plan(self) -> Path:
+        """The file in which the teacher, always the same by its fingerprint, reads how to fail."""
+        return self.folder / "plan.json"
+
     def label(self, name: str, failures: FailuresConfig = FAILURES, **arguments: Any) -> "Filled":
         """Label everything in a store of this name with a teacher that fails as told."""
         url = str(self.folder / name)
         store = create_or_open(url, self.manifest)
-        teacher = self.config.labels.teacher.model_copy(update={"arguments": _teacher(**arguments)["arguments"]})
+        self.plan.write_text(json.dumps(arguments), encoding="utf-8")
         job = LabelJob(
             task=self.config.task,
             snapshot=self.snapshot,
-            teacher=teacher,
-            head_url=None,
+            teacher=self.config.labels.teacher,
             store_url=url,
             manifest=store.manifest,
             resources=self.config.labels.resources,
@@ -117,7 +122,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Lab:
         lab.config_of(
             folder,
             source,
-            _teacher(),
+            _teacher(plan=str(folder / "plan.json")),
             labels__unit_rows=UNIT,
             labels__resources={"batch": BATCH},
             labels__check={"beat_majority": False},

@@ -82,7 +82,6 @@ def _filled(config: Campaign, snapshot: SnapshotRef, facts: TeacherFacts, found:
         task=config.task,
         snapshot=snapshot,
         teacher=config.labels.teacher,
-        head_url=None,
         store_url=store.url,
         manifest=store.manifest,
         resources=config.labels.resources,

@@ -278,7 +278,6 @@ def _labelled(config: Campaign, written: SnapshotRef) -> dict[bytes, Distributio
         task="causal_lm",
         snapshot=written,
         teacher=config.labels.teacher,
-        head_url=None,
         store_url=config.store_url,
         manifest=manifest,
         resources=config.labels.resources,

@@ -43,6 +43,7 @@ from ray_distill.labels.format.fitted_arrays import write_fits
 from ray_distill.labels.store.label_store import create_or_open
 from ray_distill.labels.store.writer import write_attempt
 from ray_distill.models.core.model import Model
+from ray_distill.models.heads.fit_head import fitted_rows_url
 from ray_distill.models.io.load import load_model, load_processor
 from ray_distill.runtime import campaign
 from ray_distill.runtime.core.session import absolute
@@ -210,7 +211,7 @@ def _label(config: Campaign, head_url: str | None) -> LabelSetRef:
     snapshot = campaign.snapshot(config)
     facts = prepare_teacher(config, snapshot, head_url)
     wanted = make_manifest(config, facts)
-    found = calibrate(config, snapshot, facts.head_url, wanted)
+    found = calibrate(config, snapshot, wanted)
     store = create_or_open(config.store_url, with_found(wanted, found, write_fits(config.store_url, found.fits)))
     task, teacher = TASKS[config.task], open_teacher(config.labels.teacher, task=config.task, head_url=facts.head_url)
     ask, processor = request_of(store.manifest, found.fits), load_processor(config.labels.teacher, task=config.task)
@@ -266,7 +267,7 @@ def _train(
         output=output,
         resume=True,
         arms=("baseline_hard_labels",) if arm == "hard" else ("student",),
-        teacher_rows_url=files.join(head, "fitted_rows.parquet") if head else None,
+        teacher_rows_url=fitted_rows_url(head) if head else None,
     )
     watching = Watching()
     (ref,) = run_arms(job, watching)

@@ -21,6 +21,7 @@ from PIL import Image
 
 from ray_distill.artifacts import Estimate, EvalReport, LabelSetRef, StudentRef
 from ray_distill.config import Campaign
+from ray_distill.labels.model.manifest import TeacherIdentity
 from ray_distill.models.core.checkpoint_files import checkpoint_digest
 from ray_distill.models.io.load import load_model
 from ray_distill.models.io.save import save_model
@@ -66,8 +67,9 @@ def judge_tiny(task: str, root: Path) -> Numbers:
         for seed, arm in enumerate(("student", "baseline_hard_labels"), 1)
     }
     champion = refs["baseline_hard_labels"]
+    labelled_by = TeacherIdentity(fingerprint=load_model(str(teacher), task=task).fingerprint)
     url = str(root / "out" / "report.json")
-    judged = judge_students(config, snapshot, refs, head_url=None, champion=champion, url=url, threads=1)
+    judged = judge_students(config, snapshot, refs, labelled_by=labelled_by, champion=champion, url=url, threads=1)
     check = check_teacher(config, snapshot, None, champion)
     return {
         "report": _numbers(judged.report),

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from ray_distill.artifacts import Document
-from ray_distill.errors import CorruptStore, DistillError, LabelError, StoreMismatch
+from ray_distill.errors import ChangedModel, CorruptStore, DistillError, LabelError, StoreMismatch
 from ray_distill.fingerprint import fingerprint
 from ray_distill.labels.model.differences import different_settings
 from ray_distill.labels.model.part_specs import AnswerSpace, DistributionsSpec, PartSpec, VectorsSpec, checked
@@ -19,7 +19,7 @@ STORE_VERSION = 3
 FOUND = ("range_rows", "fits", "measured")
 
 #: Fields of the teacher that do not decide its answers: its fingerprint covers weights, dtype and processor.
-DESCRIPTIVE = {"model", "revision", "head"}
+DESCRIPTIVE = {"model", "revision", "head", "checkpoint"}
 
 
 class TeacherIdentity(Document):
@@ -31,6 +31,9 @@ class TeacherIdentity(Document):
     revision: str | None = None
     """Its revision, for readers; not compared."""
     dtype: str | None = None
+    checkpoint: str | None = None
+    """Digest of its checkpoint's files, by which evaluation compares it whatever engine labelled; not part of the
+    identity, which has it already. None for a function's model."""
     head: str | None = None
     """Folder of its fitted head; not compared. None for a teacher that has its own."""
     tokens: str | None = None
@@ -42,6 +45,25 @@ class TeacherIdentity(Document):
     def name(self) -> str:
         """Its location; its fingerprint where no location was recorded."""
         return self.model or self.fingerprint
+
+    def require(self, found: str, model: str) -> None:
+        """Compare this teacher with the fingerprint of a model that was loaded from ``model``.
+
+        Raises:
+            ChangedModel: they differ.
+        """
+        if found != self.fingerprint:
+            raise self.changed(found, model)
+
+    def changed(self, found: str, model: str) -> ChangedModel:
+        """Return the error for a model at ``model`` that is not this teacher."""
+        head = f" (with the head {self.head})" if self.head else ""
+        return ChangedModel(
+            f"labels.teacher: {model}{head} is not the teacher that made the labels, {self.name}: it has other "
+            f"weights, settings or tokens here ({found}, the store names {self.fingerprint}). Restore its files, "
+            "on every machine, or give the campaign of that store; labels of this teacher need a new labels.store",
+            found=found,
+        )
 
 
 class StoreManifest(Document):

@@ -38,6 +38,7 @@ from ray_distill.tasks.facets import HeadFit
 
 HEAD_FORMAT = 1
 _HEAD, _ROWS = "head.safetensors", "fitted_rows.parquet"
+_AGAIN = "restore its folder from a copy, or delete it and label into a new store (labels.store), which fits it again"
 
 
 class PrepareFit(Protocol):
@@ -56,6 +57,8 @@ class Head:
     normalize: bool
     encoder: str
     """Digest of the encoder's checkpoint."""
+    row_ids: str
+    """Digest of the ids of the rows it was fitted on."""
     weight_VD: Tensor
     bias_V: Tensor
     fingerprint: str
@@ -140,9 +143,35 @@ def fit_head(
 
 
 def fitted_rows(head_url: str) -> pa.Array:
-    """Return the row ids that the head at ``head_url`` was fitted on."""
-    data = files.read_bytes(files.join(head_url, _ROWS))
-    return pq.read_table(io.BytesIO(data)).column("row_id").combine_chunks()
+    """Return the row ids that the head at ``head_url`` was fitted on.
+
+    Raises:
+        ModelError: head or rows are damaged, or they do not belong together.
+        StorageError: there are none.
+    """
+    try:
+        table = pq.read_table(io.BytesIO(files.read_bytes(files.join(head_url, _ROWS))), columns=["row_id"])
+        found: pa.Array = table.column("row_id").combine_chunks()
+        same = row_ids_digest(found) == read_head(head_url).row_ids
+    except (pa.ArrowException, TypeError) as error:
+        raise ModelError(f"the rows of the head at {head_url} cannot be read: {error}; {_AGAIN}") from error
+    if not same:
+        raise ModelError(
+            f"{files.join(head_url, _ROWS)} does not name the rows that the head was fitted on, which must not be "
+            f"distilled: {_AGAIN}"
+        )
+    return found
+
+
+def fitted_rows_url(head_url: str) -> str:
+    """Return the URL of the Parquet file of `fitted_rows`, after it was read and verified."""
+    fitted_rows(head_url)
+    return files.join(head_url, _ROWS)
+
+
+def row_ids_digest(row_ids: pa.Array) -> str:
+    """Digest row ids in their order."""
+    return fingerprint_bytes(b"".join(row_ids.to_pylist()))
 
 
 def read_head(head_url: str) -> Head:
@@ -158,9 +187,7 @@ def read_head(head_url: str) -> Head:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         facts = json.loads(header["__metadata__"]["facts"])
     except (SafetensorError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"the head at {head_url} cannot be read: {error}; delete its folder and fit it again"
-        ) from error
+        raise ModelError(f"the head at {head_url} cannot be read: {error}; {_AGAIN}") from error
     if facts.get("format") != HEAD_FORMAT:
         raise ModelError(f"the head at {head_url} has format {facts.get('format')!r}: this version reads {HEAD_FORMAT}")
     return Head(
@@ -168,6 +195,7 @@ def read_head(head_url: str) -> Head:
         pool=facts["pool"],
         normalize=facts["normalize"],
         encoder=facts["encoder"],
+        row_ids=facts["row_ids"],
         weight_VD=state["weight"],
         bias_V=state["bias"],
         fingerprint=fingerprint_bytes(data),
@@ -239,7 +267,7 @@ def _facts(
         "dtype": spec.dtype,
         "max_length": spec.max_length,
         "rows": len(row_ids),
-        "row_ids": fingerprint_bytes(b"".join(row_ids.to_pylist())),
+        "row_ids": row_ids_digest(row_ids),
         "labels": fingerprint_bytes(labels.tobytes()),
         "seed": seed,
     }

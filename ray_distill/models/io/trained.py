@@ -1,4 +1,4 @@
-"""Load trained students, and verify that their files are those that were trained."""
+"""Load trained students and labelling teachers, and verify that they have not changed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +7,7 @@ from pathlib import Path
 from ray_distill.artifacts import StudentRef
 from ray_distill.config import TeacherConfig
 from ray_distill.errors import ChangedModel
+from ray_distill.labels.model.manifest import TeacherIdentity
 from ray_distill.models.core.checkpoint_files import checkpoint_digest, open_checkpoint
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
@@ -24,6 +25,21 @@ def load_trained(ref: StudentRef, teacher: TeacherConfig, *, task: str) -> Model
         return load_model(spec, task=task)
     except ChangedModel as error:
         raise _changed(ref, error.found) from error
+
+
+def load_labelling_teacher(config: TeacherConfig, stored: TeacherIdentity, *, task: str) -> Model:
+    """Load the teacher of a label store with transformers, whatever engine labelled.
+
+    Raises:
+        ChangedModel: its files, head, settings or tokens are not those that made the labels.
+        ModelError, ConfigError, StorageError: as `load_model`.
+    """
+    model = load_model(config, task=task, head_url=stored.head)
+    if stored.engine is None:
+        stored.require(model.fingerprint, config.model)
+    elif stored.checkpoint != (found := model.describe.get("checkpoint")):
+        raise stored.changed(str(found), config.model)
+    return model
 
 
 @contextmanager

@@ -256,7 +256,7 @@ def _found(request: ProbeRequest, answered: _Answered, load_seconds: float) -> t
     splits = open_snapshot(request.snapshot).manifest.splits
     teacher = answered.seconds * min(splits["calibration"].rows or splits["train"].rows, CALIBRATION_ROWS)
     if teacher <= config.plan.seconds / 2:
-        seconds, found = _timed(lambda: calibrate(config, request.snapshot, request.facts.head_url, manifest))
+        seconds, found = _timed(lambda: calibrate(config, request.snapshot, manifest))
         return max(seconds - load_seconds, 0.0), found, True
     seconds, found = _timed(lambda: fit_store(manifest, rowids.to_arrow(answered.ids), answered.signal))
     return seconds + teacher, found, False

@@ -33,7 +33,6 @@ def rehearse(request: ProbeRequest, opened: Snapshot, probed: Probed, url: str) 
         task=request.config.task,
         snapshot=opened.ref,
         teacher=labels.teacher,
-        head_url=request.facts.head_url,
         store_url=scratch.url,
         manifest=scratch.manifest,
         resources=labels.resources,

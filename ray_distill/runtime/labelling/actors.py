@@ -43,10 +43,10 @@ class LabelActor(TeacherActor[LabelJob, UnitInputs]):
     def _load(self) -> None:
         import torch
 
-        from ray_distill.teachers.engines import open_teacher
+        from ray_distill.teachers.engines import open_stored_teacher
 
         torch.set_num_threads(self.job.manifest.threads)
-        self.teacher = open_teacher(self.job.teacher, task=self.job.task, head_url=self.job.head_url)
+        self.teacher = open_stored_teacher(self.job.teacher, self.job.manifest.teacher, task=self.job.task)
         self.request = request_of(self.job.manifest, read_fits(self.job.store_url, self.job.manifest.fits))
 
     def _encode(self, unit: WorkUnit) -> UnitInputs:
@@ -130,6 +130,7 @@ class GenerateActor(TeacherActor[WriteJob, UnitPrompts]):
 
         torch.set_num_threads(self.job.generator.threads)
         self.author = open_author(self.job.teacher, self.job.settings, task=self.job.task, seed=self.job.generator.seed)
+        self.job.generator.require_teacher(self.author.model.fingerprint)
 
     def _encode(self, unit: WorkUnit) -> UnitPrompts:
         return UnitPrompts(work=unit, prompts=self.author.encode(read_inputs(self.job.snapshot, unit, "text")))

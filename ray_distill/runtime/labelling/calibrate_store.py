@@ -28,7 +28,7 @@ from ray_distill.models.io.load import load_processor
 from ray_distill.runtime.labelling.batching import answer_all, request_of
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.tasks.catalogue import get_task
-from ray_distill.teachers.engines import open_teacher
+from ray_distill.teachers.engines import open_stored_teacher
 
 #: Maximum rows of the calibration split that are read.
 CALIBRATION_ROWS = 512
@@ -43,12 +43,12 @@ class Found:
     range_rows: int
 
 
-def calibrate(config: Campaign, snapshot: SnapshotRef, head_url: str | None, manifest: StoreManifest) -> Found:
+def calibrate(config: Campaign, snapshot: SnapshotRef, manifest: StoreManifest) -> Found:
     """Fit a store to the teacher's answer to some calibration rows.
 
     Runs in the teacher's environment.
     """
-    teacher = open_teacher(config.labels.teacher, task=config.task, head_url=head_url)
+    teacher = open_stored_teacher(config.labels.teacher, manifest.teacher, task=config.task)
     task = get_task(config.task)
     rows = _some_rows(open_snapshot(snapshot), task.inputs.column)
     encoded = task.inputs.encode(rows, load_processor(config.labels.teacher, task=config.task))

@@ -29,7 +29,6 @@ class LabelJob:
     task: str
     snapshot: SnapshotRef
     teacher: TeacherConfig
-    head_url: str | None
     store_url: str
     manifest: StoreManifest
     resources: Resources

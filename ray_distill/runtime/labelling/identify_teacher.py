@@ -109,6 +109,7 @@ def make_manifest(config: Campaign, facts: TeacherFacts) -> StoreManifest:
             model=teacher.model,
             revision=teacher.revision,
             dtype=teacher.dtype,
+            checkpoint=facts.describe.get("checkpoint"),
             head=facts.head_url,
             tokens=facts.tokens,
             engine=facts.describe.get("engine"),

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign
-from ray_distill.errors import LabelError, StoreMismatch
+from ray_distill.errors import LabelError
 from ray_distill.labels.format.fitted_arrays import read_fits
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
@@ -27,7 +27,7 @@ from ray_distill.runtime.labelling.bounded_task import run_teacher_task
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage.committed_units import Ledger
 from ray_distill.tasks.catalogue import get_task
-from ray_distill.teachers.engines import open_teacher
+from ray_distill.teachers.engines import open_stored_teacher
 
 #: Maximum units of a sample: each is read whole.
 SAMPLED_UNITS = 16
@@ -43,7 +43,7 @@ def audit_live(config: Campaign, store_url: str, snapshot: SnapshotRef, sample: 
         sample: maximum number of rows.
 
     Raises:
-        StoreMismatch: another teacher filled the store.
+        ChangedModel: another teacher filled the store.
         LabelError: the store has no row of the snapshot.
     """
     store = open_store(store_url)
@@ -130,17 +130,12 @@ def answer_twice(
         shards: names of the snapshot's shards that contain the rows.
 
     Raises:
-        StoreMismatch: the teacher is not the store's.
+        ChangedModel: the teacher is not the store's.
     """
     import torch
 
     torch.set_num_threads(manifest.threads)
-    teacher = open_teacher(config.labels.teacher, task=config.task, head_url=manifest.teacher.head)
-    if teacher.fingerprint != manifest.teacher.fingerprint:
-        raise StoreMismatch(
-            f"labels.teacher: the store was filled by {manifest.teacher.model or 'another teacher'}, and "
-            f"{config.labels.teacher.model} has other weights, settings or tokens: give the campaign of that store"
-        )
+    teacher = open_stored_teacher(config.labels.teacher, manifest.teacher, task=config.task)
     task = get_task(config.task)
     opened = open_snapshot(snapshot)
     table = pa.concat_tables([opened.read_shard(opened.shard(name), ["row_id", task.inputs.column]) for name in shards])

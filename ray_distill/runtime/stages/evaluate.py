@@ -19,6 +19,7 @@ from ray_distill.evaluation.report.assemble import content_fingerprint
 from ray_distill.evaluation.report.html import render_report, report_figures
 from ray_distill.evaluation.report.plots import figure_png
 from ray_distill.fingerprint import fingerprint
+from ray_distill.labels.store.label_store import open_store
 from ray_distill.models.io.trained import verify_trained
 from ray_distill.promotion.chain import champion, read_chain
 from ray_distill.runtime.core import console
@@ -66,7 +67,7 @@ def evaluate(session: Session, students: Mapping[str, StudentRef]) -> EvalReport
                 config,
                 students["student"].labels.snapshot,
                 dict(students),
-                head_url=label.head_of(students["student"].labels.store),
+                labelled_by=open_store(students["student"].labels.store).manifest.teacher,
                 champion=present,
                 threads=max(1, int(resources.cpus)),
                 url=session.url("evaluations", fingerprint([key, present and present.fingerprint])[:12], "report.json"),

@@ -16,9 +16,9 @@ from ray_distill.evaluation.measures.robustness import Robustness, measure_robus
 from ray_distill.evaluation.predict.panel import SHOWN_ARMS, Extras, Panel, Timed
 from ray_distill.evaluation.predict.texts import Written
 from ray_distill.evaluation.report.assemble import Measured, judge
+from ray_distill.labels.model.manifest import TeacherIdentity
 from ray_distill.models.core.model import Model
-from ray_distill.models.io.load import load_model
-from ray_distill.models.io.trained import load_trained
+from ray_distill.models.io.trained import load_labelling_teacher, load_trained
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.tasks.catalogue import get_task
@@ -42,7 +42,7 @@ def judge_students(
     snapshot: SnapshotRef,
     students: Mapping[str, StudentRef],
     *,
-    head_url: str | None,
+    labelled_by: TeacherIdentity,
     champion: StudentRef | None,
     url: str,
     threads: int,
@@ -54,7 +54,7 @@ def judge_students(
         config: the campaign.
         snapshot: the snapshot with the test split.
         students: by arm, ``student`` among them.
-        head_url: the teacher's fitted head, if it has one.
+        labelled_by: the teacher as the label store names it, with its fitted head if it has one.
         champion: the model in production, None if there is none.
         url: URL at which the report will be written.
         threads: CPU threads of every model.
@@ -62,14 +62,14 @@ def judge_students(
 
     Raises:
         EvaluationError: the test split is empty or no model accepts its rows, or classes or tokens differ.
-        ModelError: a prompt cannot be continued, or a student is not the one that was trained.
+        ModelError: a prompt cannot be continued, or teacher or a student is not the one that labelled or was trained.
     """
     torch.set_num_threads(threads)
     refs = {**students, **({"champion": champion} if champion else {})}
     corruptions = requested_corruptions(config)
     steps = _Steps(report=progress, total=4 + len(corruptions) * len(config.evaluation.severities))
-    models = _load(config, refs, head_url)
-    sizes = {arm: size_of(model, head_url if arm == "teacher" else None) for arm, model in models.items()}
+    models = _load(config, refs, labelled_by)
+    sizes = {arm: size_of(model, labelled_by.head if arm == "teacher" else None) for arm, model in models.items()}
     opened = open_snapshot(snapshot)
     panel = panel_of(config, models, opened.classes)
     rows = opened.read("test", columns=[*panel.columns, *config.snapshot.test_slices])
@@ -106,9 +106,9 @@ class _Steps:
         self.report("evaluate", self.finished, self.total)
 
 
-def _load(config: Campaign, refs: Mapping[str, StudentRef], head_url: str | None) -> dict[str, Model]:
+def _load(config: Campaign, refs: Mapping[str, StudentRef], labelled_by: TeacherIdentity) -> dict[str, Model]:
     teacher = config.labels.teacher
-    models = {"teacher": load_model(teacher, task=config.task, head_url=head_url)}
+    models = {"teacher": load_labelling_teacher(teacher, labelled_by, task=config.task)}
     return models | {arm: load_trained(ref, teacher, task=config.task) for arm, ref in refs.items()}
 
 

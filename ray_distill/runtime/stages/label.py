@@ -104,7 +104,7 @@ def fill_store(
         check(opened, facts=facts, units=() if coverage is None else coverage.units)
     if store is None or coverage is None:
         # The store is created after the check, so that a refused teacher leaves no empty store.
-        store = _create(stage.run, config, snapshot, manifest, head_url=facts.head_url)
+        store = _create(stage.run, config, snapshot, manifest)
         coverage = store.coverage(opened)
     record_snapshot(stage.run, opened, "labels")
     labelled = Labelled(rows=0, rejected=0, reasons={}, bytes_written=0, seconds=0.0)
@@ -113,7 +113,6 @@ def fill_store(
             task=config.task,
             snapshot=snapshot,
             teacher=config.labels.teacher,
-            head_url=facts.head_url,
             store_url=config.store_url,
             manifest=store.manifest,
             resources=config.labels.resources,
@@ -183,15 +182,12 @@ def _require_all(store: LabelStore, opened: Snapshot) -> Coverage:
     return left
 
 
-def _create(
-    run: Run, config: Campaign, snapshot: SnapshotRef, manifest: StoreManifest, *, head_url: str | None
-) -> LabelStore:
+def _create(run: Run, config: Campaign, snapshot: SnapshotRef, manifest: StoreManifest) -> LabelStore:
     """Calibrate a new store, create it, and report the cost of its stored form."""
     found = kept_calibration(config, snapshot, manifest) or run_teacher_task(
         calibrate,
         config,
         snapshot,
-        head_url,
         manifest,
         labels=config.labels,
         rows=CALIBRATION_ROWS,

@@ -10,6 +10,7 @@ from ray_distill.errors import ConfigError, StorageError
 from ray_distill.evaluation.measures.cost import stage_metrics
 from ray_distill.fingerprint import fingerprint
 from ray_distill.models.core.checkpoint_files import is_saved
+from ray_distill.models.heads.fit_head import fitted_rows_url
 from ray_distill.promotion.chain import read_chain
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.session import Session, Stage
@@ -167,7 +168,7 @@ def _job(session: Session, labels: LabelSetRef) -> TrainingJob:
         arms=campaign_arms(config, labelled=labelled),
         ceiling=_ceiling(session, opened.classes),
         others=mixed_labels(config),
-        teacher_rows_url=files.join(head, "fitted_rows.parquet") if head else None,
+        teacher_rows_url=fitted_rows_url(head) if head else None,
     )
     # Another plan has another folder, so that models of an earlier configuration keep their references.
     folder = session.url("students", fingerprint(_plans(job))[:12])

@@ -20,6 +20,7 @@ from ray_distill.evaluation.measures.intervals import wilson
 from ray_distill.evaluation.sweep.compare import SweepResult, TrialResult, best_of, mark_frontier
 from ray_distill.fingerprint import fingerprint
 from ray_distill.models.core.checkpoint_files import is_saved
+from ray_distill.models.heads.fit_head import fitted_rows_url
 from ray_distill.redact import redact
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.connection import on_cluster
@@ -107,7 +108,7 @@ def _plan(session: Session, key: str, snapshot: SnapshotRef, trials: Sequence[Tr
     same, stop = duplicates(trials), config.sweep and config.sweep.stop
     rule = None if stop is None else fingerprint([identity(stop), metric])
     heads = {name: label.head_of(ref.store) for name, ref in labels.items()}
-    fitted = {name: head and files.join(head, "fitted_rows.parquet") for name, head in heads.items()}
+    fitted = {name: head and fitted_rows_url(head) for name, head in heads.items()}
     planned = [
         _planned(session, trial, variants, labels, fitted=fitted, metric=metric, rule=rule)
         for trial in trials

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -13,7 +14,7 @@ from transformers import BertConfig, BertModel
 from ray_distill.config import HeadConfig, TeacherConfig
 from ray_distill.errors import ConfigError, ModelError
 from ray_distill.models.core.forward import forward
-from ray_distill.models.heads.fit_head import fit_head, fitted_rows, read_head
+from ray_distill.models.heads.fit_head import fit_head, fitted_rows, fitted_rows_url, read_head
 from ray_distill.models.heads.logistic import fit_each, fit_logistic, require_both_answers
 from ray_distill.models.io.load import load_model, load_processor
 from ray_distill.tasks.catalogue import get_task
@@ -47,6 +48,12 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> TeacherConfig:
 def _rows(samples: list[tuple[str, int]]) -> pa.Table:
     ids = [bytes([len(samples) - i]) * 16 for i in range(len(samples))]
     return pa.table({"row_id": pa.array(ids, pa.binary(16)), "text": [text for text, _ in samples]})
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def _encode(spec: TeacherConfig, samples: list[tuple[str, int]]) -> tuple[Encoded, np.ndarray]:
@@ -113,6 +120,24 @@ def test_a_head_of_another_encoder_or_pooling_is_refused(spec: TeacherConfig, tm
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(ModelError, match="cannot be read"):
         read_head(url)
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "swapped"])
+def test_rows_that_are_not_the_heads_own_are_refused(spec: TeacherConfig, tmp_path: Path, how: str) -> None:
+    """Rows that the head was fitted on must not be distilled: a file that names others would let them through."""
+    assert spec.head is not None
+    short = spec.model_copy(update={"head": spec.head.model_copy(update={"max_rows": 5})})
+    url, other = _fit(short, tmp_path / "one"), _fit(spec, tmp_path / "other")
+    assert fitted_rows_url(url) == f"{url}/fitted_rows.parquet"
+    path = Path(url) / "fitted_rows.parquet"
+    before, [first, *ids] = path.read_bytes(), fitted_rows(url).to_pylist()
+    foreign = Path(other, "fitted_rows.parquet").read_bytes()
+    flipped = parquet_bytes(pa.table({"row_id": pa.array([bytes([first[0] ^ 1]) + first[1:], *ids], pa.binary(16))}))
+    path.write_bytes({"flipped": flipped, "cut": before[:-1], "swapped": foreign}[how])
+    with pytest.raises(
+        ModelError, match=r"(of the head at .* cannot be read|does not name the rows).*restore its folder"
+    ):
+        fitted_rows_url(url)
 
 
 @pytest.mark.parametrize("classes", [2, 3])

@@ -35,7 +35,6 @@ JOB = LabelJob(
     task="text_classification",
     snapshot=SnapshotRef(url="s", fingerprint="f"),
     teacher=TeacherConfig(model="teacher"),
-    head_url=None,
     store_url="store",
     manifest=MANIFEST,
     resources=Resources(),

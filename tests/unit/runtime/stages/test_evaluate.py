@@ -12,6 +12,7 @@ from ray_distill.artifacts import EvalReport, LabelSetRef, StudentRef
 from ray_distill.config import Campaign, TeacherConfig
 from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ChangedModel, EvaluationError, ModelError
+from ray_distill.labels.model.manifest import TeacherIdentity
 from ray_distill.models.io.load import load_model
 from ray_distill.models.io.save import save_model
 from ray_distill.promotion.gate import decide
@@ -96,8 +97,9 @@ def judged(root, **settings):
     config = campaign(root, **settings)
     snapshot, refs = students(config, root)
     url = str(root / "out" / "evaluations" / "one" / "report.json")
+    labelled_by = TeacherIdentity(fingerprint=load_model(config.labels.teacher, task="causal_lm").fingerprint)
     return config, judge_students(
-        config, snapshot, refs, head_url=None, champion=refs["baseline_hard_labels"], url=url, threads=1
+        config, snapshot, refs, labelled_by=labelled_by, champion=refs["baseline_hard_labels"], url=url, threads=1
     )
 
 

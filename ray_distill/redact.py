@@ -42,3 +42,8 @@ def redact(text: str) -> str:
 def is_secret(name: str) -> bool:
     """Return whether a dotted name is that of a secret: ``teacher.arguments.api_key``."""
     return _SECRET.fullmatch(name.rsplit(".", 1)[-1]) is not None
+
+
+def has_secret(text: str) -> bool:
+    """Return whether `redact` removes something from a text."""
+    return redact(text) != text

@@ -18,7 +18,7 @@ class Campaign(Section):
 
     campaign: str = Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     task: str = Field(min_length=1, description="a name of the catalogue of tasks, or package.module:object")
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     output: str | None = Field(
         None, description="folder or URL of all artifacts; default: ./distill/<campaign>", json_schema_extra=OUTPUT
     )

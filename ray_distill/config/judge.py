@@ -63,6 +63,8 @@ def check_tracking_uri(value: str) -> str:
     Raises:
         ValueError: it does not support it.
     """
+    if value.startswith("sqlite:///~"):
+        raise ValueError(f"{value!r} begins with ~, which is not replaced here: write the whole path")
     if not value.startswith(MLFLOW_STORES):
         database = ", whose URI begins with postgresql://" if value.startswith("postgres://") else ""
         raise ValueError(
@@ -98,8 +100,8 @@ class EvaluationConfig(Section):
         "passes over the test split (of raw text any may be named: typos, case, dropout)",
     )
     severities: tuple[Literal[1, 2, 3], ...] = Field((1, 2, 3), min_length=1, description="1 = mild … 3 = strong")
-    bootstrap: int = Field(1000, ge=100, description="resamples behind an interval")
-    bins: int = Field(15, ge=2, description="bins of the calibration error")
+    bootstrap: int = Field(1000, ge=100, le=1_000_000, description="resamples behind an interval")
+    bins: int = Field(15, ge=2, le=10_000, description="bins of the calibration error")
     prompts: tuple[str, ...] | Literal["test"] = Field(
         (),
         description="language models: texts (for chat: conversations as JSON, or a user's message) that teacher, "
@@ -122,7 +124,7 @@ class EvaluationConfig(Section):
         description="seq2seq: ROUGE and chrF of what is written, beside exact matches and "
         "word error rate (needs the extra seq2seq)",
     )
-    latency_requests: int = Field(100, ge=10, description="single requests timed a model")
+    latency_requests: int = Field(100, ge=10, le=1_000_000, description="single requests timed a model")
     batch: int = Field(64, ge=1, description="examples a batch, for throughput")
 
 
@@ -207,7 +209,7 @@ class CostConfig(Section):
 
     accelerator_hour: float = Field(2.5, ge=0)
     core_hour: float = Field(0.04, ge=0)
-    currency: str = "USD"
+    currency: str = Field("USD", pattern=r"^[^\s/\\.]{1,12}$", description="its sign or its code")
 
 
 class TrackingConfig(Section):

@@ -1,11 +1,11 @@
 """The teacher, what is stored of it, and how a store is filled."""
 
 from pathlib import PurePosixPath
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ray_distill.config.section import INPUT, NOT_DECIDING, OUTPUT, Dtype, Pool, Section
+from ray_distill.config.section import INPUT, NOT_DECIDING, OUTPUT, Dtype, Pool, Section, Temperature
 
 
 class HeadConfig(Section):
@@ -83,7 +83,7 @@ class TeacherConfig(Section):
     vllm: VllmConfig = VllmConfig()
     revision: str | None = Field(None, description="sha256:… of the checkpoint's files; a mismatch is an error")
     arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of module:function")
-    classes: tuple[str, ...] | None = Field(
+    classes: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
         None,
         description="names of its classes in the order of its outputs; default: its own (id2label), or, where these "
         "are LABEL_0, LABEL_1…, those of snapshot.classes",
@@ -121,7 +121,9 @@ class SignalConfig(Section):
         description="lossless, or compact: a few times smaller; what it adds in nats is measured and recorded "
         "(labels/format/codecs)",
     )
-    temperatures: tuple[float, ...] = Field((1.0,), description="temperatures training may use (MATHS.md §3)")
+    temperatures: tuple[Temperature, ...] = Field(
+        (1.0,), min_length=1, description="temperatures training may use, 0.01 to 1,000 (MATHS.md §3)"
+    )
 
     @field_validator("temperatures", mode="after")
     @classmethod
@@ -135,8 +137,8 @@ class SignalConfig(Section):
 
     @model_validator(mode="after")
     def _temperatures(self) -> Self:
-        if any(t <= 0 for t in self.temperatures) or len(set(self.temperatures)) != len(self.temperatures):
-            raise ValueError(f"temperatures must be positive and distinct, found {list(self.temperatures)}")
+        if len(set(self.temperatures)) != len(self.temperatures):
+            raise ValueError(f"temperatures must be distinct, found {list(self.temperatures)}")
         return self
 
 

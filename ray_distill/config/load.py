@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 from ray_distill.config.campaign import Campaign
-from ray_distill.config.reading.document import Document, parse, read_document
-from ray_distill.config.reading.mistakes import Reading, lines, read
+from ray_distill.config.reading.document import MOST_DEPTH, Document, parse, read_document
+from ray_distill.config.reading.mistakes import MOST_SHOWN, Reading, lines, read
 from ray_distill.errors import ConfigError
 
 
@@ -47,7 +47,8 @@ def checked(reading: Reading, places: Mapping[str, str], *, origin: str) -> Camp
     """
     if reading.mistakes or reading.config is None:
         found = list(lines(reading.mistakes, places))
-        raise ConfigError("\n  ".join([f"{origin}: {len(found)} wrong field(s)", *found]))
+        more = [f"and {len(found) - MOST_SHOWN:,} more"] if len(found) > MOST_SHOWN else []
+        raise ConfigError("\n  ".join([f"{origin}: {len(found)} wrong field(s)", *found[:MOST_SHOWN], *more]))
     return reading.config
 
 
@@ -58,7 +59,7 @@ def _override(document: Document, override: str) -> None:
     try:
         put(document.value, name, parse(text))
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"--set {name}: {text!r} is not a YAML value: {error}") from error
+        raise ConfigError(f"--set {name}: {text[:80]!r} is not a YAML value: {error}") from error
     except ConfigError as error:
         raise ConfigError(f"--set {error}") from error
     for known in [path for path in document.places if path == name or path.startswith(f"{name}.")]:
@@ -75,6 +76,8 @@ def put(value: dict[str, Any], path: str, item: Any) -> None:
         ConfigError: something on the way is not a section.
     """
     *parents, last = path.split(".")
+    if len(parents) > MOST_DEPTH:
+        raise ConfigError(f"{path[:40]}…: names more than {MOST_DEPTH} sections")
     for parent in parents:
         if value.get(parent) is None:
             value[parent] = {}

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from ray_distill.redact import has_secret
+
 #: A function of the user's own, which stands where a checkpoint may stand.
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -48,6 +50,26 @@ def path_role(field: FieldInfo) -> Literal["input", "output"] | None:
     extra = field.json_schema_extra
     role = extra.get("path") if isinstance(extra, dict) else None
     return role if role in ("input", "output") else None  # type: ignore[return-value]
+
+
+def wrong_place(value: str, role: Literal["input", "output"]) -> str | None:
+    """Return why a path or URL cannot be meant, or None.
+
+    Credentials are accepted of what is read alone: references, reports and state files name the places that are
+    written, and later commands open them by these names.
+    """
+    if re.search(r"(^|::)memory:(//)?", value):
+        return (
+            "memory:// is empty in every new process, so neither a worker nor the next command finds anything there: "
+            "name a folder, or a URL of an object store"
+        )
+    if role == "output" and has_secret(value):
+        return (
+            "has a password, a key or a signature in it, and every reference and report names this place: leave it "
+            "out, and give credentials as the client of the file system reads them (environment, or fsspec's "
+            "configuration)"
+        )
+    return None
 
 
 def _texts(value: Any) -> list[str]:

@@ -13,5 +13,5 @@ class PlanConfig(Section):
     target_nats: float = Field(1e-3, gt=0, description="KL from the teacher that a stored form may lose, mean nats")
     students: int = Field(1, ge=1, description="students to be trained from the labels")
     epochs: float | None = Field(
-        None, gt=0, description="passes over the training rows a student; default: student.training.epochs"
+        None, gt=0, le=1e6, description="passes over the training rows a student; default: student.training.epochs"
     )

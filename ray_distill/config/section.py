@@ -1,11 +1,14 @@
 """Definitions that all sections share."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Pool = Literal["token", "mean", "cls", "last"]
+
+#: A temperature of a softmax. Logits over a smaller one overflow; at a greater one all classes are equally likely.
+Temperature = Annotated[float, Field(ge=0.01, le=1000, allow_inf_nan=False)]
 
 #: ``json_schema_extra`` of a field on which no result depends: a place, a resource, a limit that only stops a run. See
 #: `config.identity`.

@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from ray_distill.config.labels import FailuresConfig
-from ray_distill.config.section import NOT_DECIDING, Section
+from ray_distill.config.section import NOT_DECIDING, Section, Temperature
 
 #: Settings that belong to one method, and what they are where it is another one.
 _OF_METHOD = {
@@ -65,7 +65,7 @@ class SequencesConfig(Section):
         "greedy", description="the likeliest token each time; draws; the likeliest of `beams` partial sequences"
     )
     candidates: int = Field(1, ge=1, description="sequences written for a prompt")
-    temperature: float = Field(1.0, gt=0, description="sample: the logits are divided by it")
+    temperature: Temperature = Field(1.0, description="sample: the logits are divided by it; 0.01 to 1,000")
     top_p: float = Field(1.0, gt=0, le=1, description="sample: draw from the fewest likeliest tokens of this mass")
     top_k: int | None = Field(None, ge=1, description="sample: draw from so many likeliest tokens; default: from all")
     beams: int = Field(1, ge=1, description="beam: partial sequences kept; at least 2, and at least `candidates`")

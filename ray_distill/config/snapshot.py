@@ -1,13 +1,15 @@
 """Configure the snapshot: sources, columns, splits, redaction."""
 
 from collections.abc import Callable
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from ray_distill.config.section import INPUT, NOT_DECIDING, Section
 
 Format = Literal["auto", "parquet", "jsonl", "csv", "images"]
+#: One pattern of files, or several.
+Patterns = str | Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class Columns(Section):
@@ -50,7 +52,7 @@ class OwnSource(Section):
     They never mix with the traffic: an input that both have is left out of the traffic. Its share goes to train.
     """
 
-    source: str | tuple[str, ...] = Field(description="file, folder or glob on any fsspec URL", json_schema_extra=INPUT)
+    source: Patterns = Field(description="file, folder or glob on any fsspec URL", json_schema_extra=INPUT)
     format: Format = "auto"
     columns: Columns | None = Field(None, description="which column plays which part; default: snapshot.columns")
 
@@ -75,10 +77,10 @@ class Splits(Section):
 class SnapshotConfig(Section):
     """Sources, columns, splits and checks of a snapshot."""
 
-    source: str | tuple[str, ...] = Field(description="file, folder or glob on any fsspec URL", json_schema_extra=INPUT)
+    source: Patterns = Field(description="file, folder or glob on any fsspec URL", json_schema_extra=INPUT)
     format: Format = "auto"
     columns: Columns = Columns()
-    classes: tuple[str, ...] | None = Field(
+    classes: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
         None, description="class names in order; default: the teacher's, or sorted labels found where it has no names"
     )
     splits: Splits = Splits()

@@ -112,6 +112,11 @@ class LossConfig(Section):
         return value
 
     @property
+    def ever_counts(self) -> bool:
+        """Return whether the weight is above 0 at some step."""
+        return (self.weight if isinstance(self.weight, float) else max(self.weight.values, default=0.0)) > 0
+
+    @property
     def settings(self) -> Mapping[str, Any]:
         """Return all settings except the weight, as given; the loss declares the valid ones."""
         return self.model_extra or {}
@@ -152,7 +157,7 @@ class TrainingConfig(Section):
     rounding. So a run may be resumed on other machines than it began on.
     """
 
-    epochs: float = Field(3, gt=0, description="passes over the training rows; fixes the steps of every arm")
+    epochs: float = Field(3, gt=0, le=1e6, description="passes over the training rows; fixes the steps of every arm")
     global_batch: int = Field(256, ge=1, description="examples an optimiser step, over all workers")
     micro_batch: int = Field(
         64, ge=1, description="examples a forward pass, on one worker", json_schema_extra=NOT_DECIDING
@@ -253,16 +258,18 @@ class TrainingConfig(Section):
     @field_validator("learning_rate", mode="before", json_schema_input_type=float | tuple[float, ...])
     @classmethod
     def _one_rate(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, int | float | str) else value
+        return (value,) if isinstance(value, int | float) else value
 
     @field_validator("workers", mode="before", json_schema_input_type=PositiveInt | tuple[PositiveInt, PositiveInt])
     @classmethod
     def _counts(cls, value: Any) -> Any:
         """Return one message for both forms: pydantic would report each alternative apart."""
         counts = tuple(value) if isinstance(value, list | tuple) else (value,)
-        whole = all(isinstance(count, int) and not isinstance(count, bool) and count >= 1 for count in counts)
+        whole = all(isinstance(count, int) and not isinstance(count, bool) and 1 <= count <= 1e6 for count in counts)
         if not whole or (isinstance(value, list | tuple) and len(counts) != 2):
-            raise ValueError("should be a whole number of at least 1, or two of them: the least and the most")
+            raise ValueError(
+                "should be a whole number of at least 1 and at most 1,000,000, or two of them: the least and the most"
+            )
         return value if len(counts) == 1 else counts
 
     @property
@@ -330,3 +337,10 @@ class StudentConfig(Section):
     ceiling: str | None = Field(
         None, description="source of the teacher's own labelled rows, for a ceiling if allowed", json_schema_extra=INPUT
     )
+
+    @field_validator("losses")
+    @classmethod
+    def _some_weight(cls, value: dict[str, LossConfig]) -> dict[str, LossConfig]:
+        if not any(loss.ever_counts for loss in value.values()):
+            raise ValueError("every loss has the weight 0, so nothing would be learnt: give one of them a weight")
+        return value

@@ -1,5 +1,6 @@
 """Configure the trials of a sweep, their objective and their early stopping."""
 
+import json
 from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -97,9 +98,11 @@ class SweepConfig(Section):
     def _grid(cls, value: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
         for path, items in value.items():
             check_path(path)
-            twice = [item for at, item in enumerate(items) if _among(item, items[:at])]
-            if twice:
-                raise ValueError(f"{path} has the value {twice[0]!r} twice")
+            known = set[str]()
+            for item in items:
+                if (key := _key(item)) in known:
+                    raise ValueError(f"{path} has the value {item!r} twice")
+                known.add(key)
         return value
 
     @model_validator(mode="after")
@@ -129,6 +132,6 @@ class SweepConfig(Section):
         return len(self.trials) + (self.combinations if self.samples is None else self.samples)
 
 
-def _among(item: Any, others: tuple[Any, ...]) -> bool:
-    """Return whether a value is in a list; True and 1 are two values."""
-    return any(type(item) is type(other) and item == other for other in others)
+def _key(item: Any) -> str:
+    """Return a text that equal values share; True, 1 and 1.0 are three values."""
+    return json.dumps(item, sort_keys=True, default=str)

@@ -145,6 +145,7 @@ def run(config: Campaign) -> CampaignResult:
         frozen = _snapshot(session)
         if config.sequences is not None:
             frozen = generate.write(session, frozen)
+        train_stage.refuse_large_batch(session.config, frozen)
         labels = label_stage.label(session, frozen)
         students = train_stage.train(session, labels, resume=True)
         report = evaluate_stage.evaluate(session, students)
@@ -179,6 +180,8 @@ def sweep(config: Campaign) -> SweepResult:
         frozen = _snapshot(session)
         if config.sequences is not None:
             frozen = generate.write(session, frozen)
+        for trial in trials:
+            train_stage.refuse_large_batch(trial.config, frozen)
         return run_sweep.sweep(session, frozen, trials)
 
 

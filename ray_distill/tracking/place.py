@@ -99,5 +99,5 @@ def _first(given: str | None, field: str, environment: Mapping[str, str], name: 
 
 def _absolute(uri: str) -> str:
     if uri.startswith("sqlite:///"):
-        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).expanduser().absolute()}"
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
     return uri

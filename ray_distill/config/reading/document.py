@@ -16,6 +16,9 @@ _EXPONENT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
 _OTHER_BASE = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)$")
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
+#: Limits of a campaign's file: bytes; values, once every alias stands for all that it repeats; sections in sections.
+MOST_BYTES, MOST_VALUES, MOST_DEPTH = 1 << 20, 200_000, 50
+
 
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, which also reads numbers with an exponent and no point."""
@@ -38,8 +41,8 @@ class Document:
 
 
 def parse(text: str) -> Any:
-    """Return the value of a YAML text; raise PyYAML's errors, or ValueError for a date."""
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+    """Return the value of a YAML text; raise PyYAML's errors, or ValueError for a value."""
+    return _load(text)[1]
 
 
 def read_document(path: str | Path) -> Document:
@@ -48,20 +51,13 @@ def read_document(path: str | Path) -> Document:
     Raises:
         ConfigError: the file cannot be read, is not YAML, or is not a mapping; the message names the line.
     """
+    text = _read(path)
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the config {path}: {error}") from error
-    loader = _Loader(text)
-    try:
-        node = loader.get_single_node()
-        value = None if node is None else loader.construct_document(node)
+        node, value = _load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {_problem(error, text)}") from error
     except ValueError as error:
-        raise ConfigError(f"{path} is not YAML: {error}; put a text with the form of a date into quotes") from error
-    finally:
-        loader.dispose()
+        raise ConfigError(f"{path} cannot be read: {error}") from error
     if node is None or not isinstance(value, dict):
         found = "nothing" if value is None else type(value).__name__
         raise ConfigError(f"{path} must be a mapping of sections, found {found}")
@@ -69,6 +65,71 @@ def read_document(path: str | Path) -> Document:
     for name, item in _items(node, "", set()):
         _note(document, name, item)
     return document
+
+
+def _read(path: str | Path) -> str:
+    """Return the text of a file, of which no more is read than a campaign may have."""
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise ConfigError(
+                f"{path} has more than {MOST_BYTES:,} bytes, which no campaign has: name a campaign's file"
+            )
+        return data.decode("utf-8-sig")
+    except (OSError, ValueError) as error:  # a path with a zero byte, bytes that are not UTF-8
+        raise ConfigError(f"cannot read the config {path}: {error}") from error
+
+
+def _load(text: str) -> tuple[yaml.Node | None, Any]:
+    """Return the node and the value of a YAML text.
+
+    Raises:
+        yaml.YAMLError: as PyYAML.
+        ValueError: a value has a wrong form, or aliases and nesting exceed the limits.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None, None
+        _count(node, {}, 0)
+        return node, _construct(loader, node)
+    except RecursionError as error:
+        raise ValueError(f"sections are nested more than {MOST_DEPTH} deep, or contain themselves") from error
+    finally:
+        loader.dispose()
+
+
+def _construct(loader: _Loader, node: yaml.Node) -> Any:
+    try:
+        return loader.construct_document(node)
+    except (KeyError, AttributeError, TypeError, OverflowError) as error:
+        raise ValueError(f"a value is not of the type that its tag names ({error})") from error
+    except ValueError as error:
+        if "integer string conversion" in str(error):
+            raise ValueError("a number has more than 4,300 digits") from error
+        raise ValueError(f"{error}; put a text with the form of a date into quotes") from error
+
+
+def _count(node: yaml.Node, known: dict[int, int], depth: int) -> int:
+    """Return how many values a node has, where an alias counts as all that it repeats.
+
+    Raises:
+        RecursionError: nodes are nested too deeply, or contain themselves.
+        ValueError: there are too many values.
+    """
+    if depth > MOST_DEPTH:
+        raise RecursionError
+    if id(node) not in known:
+        children = node.value if isinstance(node, yaml.CollectionNode) else ()
+        inner = [one for child in children for one in (child if isinstance(child, tuple) else (child,))]
+        known[id(node)] = 1 + sum(_count(one, known, depth + 1) for one in inner)
+    if known[id(node)] > MOST_VALUES:
+        raise ValueError(
+            f"line {node.start_mark.line + 1}: aliases repeat values until there are more than {MOST_VALUES:,}"
+        )
+    return known[id(node)]
 
 
 def _note(document: Document, name: str, node: yaml.Node) -> None:

@@ -18,6 +18,8 @@ from ray_distill.text import did_you_mean, near_names
 
 #: Rounds of repairs; each may show mistakes that earlier ones hid.
 _ROUNDS = 5
+#: Mistakes that are shown; of further ones, only their number.
+MOST_SHOWN = 100
 _SHOW = reprlib.Repr()
 _SHOW.maxstring = _SHOW.maxother = 80
 _SHOW.maxlevel = 3
@@ -47,6 +49,8 @@ def read(document: Document, elsewhere: Mapping[str, Sequence[str]] | None = Non
         elsewhere: further settings by name, with their dotted paths, such as those of losses.
     """
     found = document.mistakes | dict(misread(document))
+    if "" in found:
+        return Reading(config=None, mistakes=found)
     # A rule over a whole section says nothing while one of its fields has an unknown name.
     value, replaced, renamed = copy.deepcopy(document.value), set(found), set[str]()
     for path in found:
@@ -62,7 +66,8 @@ def read(document: Document, elsewhere: Mapping[str, Sequence[str]] | None = Non
             replaced |= meant
             for path, items in errors.items():
                 if not reading.concerns(path) and path not in renamed:
-                    found[path] = _explain(path.split("."), items, elsewhere or {})
+                    explained = len(found) < MOST_SHOWN
+                    found[path] = _explain(path.split("."), items, elsewhere or {}) if explained else "is wrong"
             replaced |= {path for path, items in errors.items() if items[0]["type"] != "extra_forbidden"}
             renamed |= {path.rpartition(".")[0] for path in errors if path not in replaced}
             worked = [_replace(value, path.split(".")) for path in errors]

@@ -20,6 +20,8 @@ from ray_distill.tasks.inputs.conversation import ROLES, Conversation, Unfit, re
 
 #: Texts are tokenised together up to this many characters: a token takes some hundred bytes until it is an integer.
 _TOGETHER = 1 << 22
+#: A token is predicted from one before it.
+_LEAST_TOKENS = 2
 
 IntArray = npt.NDArray[np.int32]
 
@@ -193,7 +195,12 @@ def read_language_processor(folder: Path, model_config: Any, config: TeacherConf
     Errors as `read_tokenizer` and `language_processor`.
     """
     tokenizer = read_tokenizer(folder, config)
-    return language_processor(tokenizer, text_limit(tokenizer, model_config, config.max_length), config.language)
+    limit = text_limit(tokenizer, model_config, config.max_length)
+    if limit < _LEAST_TOKENS:
+        raise ModelError(
+            f"max_length {limit} leaves no token to predict from another: set it to {_LEAST_TOKENS} or more"
+        )
+    return language_processor(tokenizer, limit, config.language)
 
 
 def language_processor(tokenizer: Any, max_length: int, settings: LanguageConfig) -> LanguageProcessor:

@@ -146,13 +146,14 @@ def text_processor(tokenizer: Any, max_length: int) -> TextProcessor:
     """Wrap a transformers tokenizer.
 
     Raises:
-        ModelError: it has no padding token.
+        ModelError: it has no padding token, or its special tokens fill a text.
     """
     if tokenizer.pad_token_id is None:
         raise ModelError(
             f"the tokenizer {type(tokenizer).__name__} has no padding token, so texts cannot be batched: "
             "set pad_token in its tokenizer_config.json, and pad_token_id in config.json"
         )
+    refuse_short(tokenizer, max_length, "max_length")
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.model_max_length = max_length
     segments = _needs_segments(tokenizer)
@@ -204,6 +205,20 @@ def text_limit(tokenizer: Any, config: Any, max_length: int | None) -> int:
     if not limits:
         raise ModelError("neither the tokenizer nor the model has a maximum length: set max_length")
     return int(min(limits))
+
+
+def refuse_short(tokenizer: Any, length: int, setting: str) -> None:
+    """Refuse a length that special tokens alone fill: a tokenizer then truncates nothing.
+
+    Raises:
+        ModelError: there is no room for a token of the text.
+    """
+    special = int(tokenizer.num_special_tokens_to_add(pair=False))
+    if length <= special:
+        raise ModelError(
+            f"{setting} {length} leaves no room for a text: the tokenizer adds {special} special token(s) to each; set "
+            f"{setting} to {special + 1} at the least"
+        )
 
 
 def to_channels(image: Pixels, channels: int) -> Pixels:

@@ -16,7 +16,7 @@ from ray_distill.fingerprint import fingerprint
 from ray_distill.labels.model.ragged import RaggedArray
 from ray_distill.models.text.chat import is_chat
 from ray_distill.models.text.lm_processor import IntArray, fingerprint_tokens
-from ray_distill.models.text.processors import ragged, read_tokenizer, text_limit
+from ray_distill.models.text.processors import ragged, read_tokenizer, refuse_short, text_limit
 from ray_distill.snapshots.pairs import read_pair
 
 #: Texts are tokenised together up to this many: a token takes some hundred bytes until it is an integer.
@@ -165,7 +165,8 @@ def pair_processor(tokenizer: Any, max_length: int, settings: LanguageConfig, *,
         start: what the decoder reads first (``decoder_start_token_id``).
 
     Raises:
-        ModelError: it has no padding token, or does not end a text, so that the end of a target would be unknown.
+        ModelError: it has no padding token, does not end a text, so that the end of a target would be unknown, or its
+            special tokens fill a source or a target.
         ConfigError: the format is chat.
     """
     name = type(tokenizer).__name__
@@ -187,6 +188,8 @@ def pair_processor(tokenizer: Any, max_length: int, settings: LanguageConfig, *,
             "learn where a target ends: give its tokenizer.json a post_processor that does"
         )
     target_length = settings.target_length or max_length
+    refuse_short(tokenizer, max_length, "max_length")
+    refuse_short(tokenizer, target_length, "target_length")
     languages = [getattr(tokenizer, side, None) for side in ("src_lang", "tgt_lang")]
     tokens = fingerprint({"tokens": fingerprint_tokens(tokenizer, chat=False), "start": start, "languages": languages})
     limits = {"max_length": max_length, "target_length": target_length, "long": settings.long}

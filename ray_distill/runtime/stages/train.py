@@ -154,8 +154,26 @@ def _show(metrics: StepMetrics) -> None:
     console.report(f"train {metrics.arm} step {metrics.step}: {numbers}", arm=metrics.arm, step=metrics.step)
 
 
+def refuse_large_batch(config: Campaign, snapshot: SnapshotRef) -> None:
+    """Refuse a configured batch that no step could fill.
+
+    The default is accepted: a step then has all rows. Rows of a mixture come from other snapshots too.
+
+    Raises:
+        ConfigError: the train split has fewer rows.
+    """
+    training, rows = config.student.training, open_for(config.task, snapshot).manifest.splits["train"].rows
+    default = type(training).model_fields["global_batch"].default
+    if config.student.mixture is None and rows < training.global_batch != default:
+        raise ConfigError(
+            f"student.training.global_batch: {training.global_batch} examples are more than the {rows:,} train rows of "
+            f"{snapshot.url}: set it to {rows // 4 or 1} or less, so that an epoch has several steps"
+        )
+
+
 def _job(session: Session, labels: LabelSetRef) -> TrainingJob:
     config = session.config
+    refuse_large_batch(config, labels.snapshot)
     opened = open_for(config.task, labels.snapshot)
     labelled = get_task(config.task).answers.is_labelled(opened.manifest.splits["train"].labelled)
     head = label.head_of(labels.store)

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from ray_distill.config import LossConfig, Steps
+from ray_distill.config.section import Temperature
 from ray_distill.errors import ConfigError
 from ray_distill.losses.base import Labels, Loss
 from ray_distill.losses.buckets import temperature_index
@@ -26,10 +27,7 @@ LossKinds = Mapping[str, type[Loss]]
 #: Form in which a configuration pairs student layers with stored teacher layers.
 LayerMap = Literal["uniform", "last"] | dict[Annotated[int, pydantic.Field(ge=0)], Annotated[int, pydantic.Field(ge=0)]]
 #: Form in a configuration of the fields that mean the same in every loss.
-FORMS: Mapping[str, Any] = {
-    "layers": LayerMap,
-    "temperature": Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)] | Steps,
-}
+FORMS: Mapping[str, Any] = {"layers": LayerMap, "temperature": Temperature | Steps}
 #: Fields that are not settings: the run measures them.
 MEASURED = frozenset({"scales"})
 

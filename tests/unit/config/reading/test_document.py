@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ray_distill.config.reading.document import parse, read_document
 from ray_distill.errors import ConfigError
@@ -66,9 +67,62 @@ def test_a_key_that_is_set_twice_names_both_lines(tmp_path: Path) -> None:
     assert found.mistakes == {"a.b": "is set twice, on line 2 and on line 4: leave one out"}
 
 
+def _bomb(levels: int) -> str:
+    """Return lists of aliases that double what they repeat, level by level."""
+    return "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, levels))
+
+
 def test_places_are_lines_and_aliases_are_read_once(tmp_path: Path) -> None:
-    """A bomb of aliases costs no time, and a byte-order mark no field."""
-    bomb = "\ufeffa0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60))
-    found = read_document(_written(tmp_path, bomb))
-    assert found.places["a0"] == "line 1" and found.places["a59"] == "line 60"
-    assert len(found.places) < 300
+    """Aliases that repeat some values cost no time, and a byte-order mark no field."""
+    found = read_document(_written(tmp_path, f"\ufeff{_bomb(12)}"))
+    assert found.places["a0"] == "line 1" and found.places["a11"] == "line 12"
+    assert len(found.places) < 60
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (_bomb(60), "line 17: aliases repeat values until there are more than 200,000"),
+        (
+            "x0: &x0 {a: 1}\n"
+            + "".join(f"x{n}: &x{n}\n  <<: [{', '.join([f'*x{n - 1}'] * 10)}]\n" for n in range(1, 12)),
+            "aliases repeat values until",
+        ),
+        ("a: " + "[" * 400 + "]" * 400, "nested more than 50 deep, or contain themselves"),
+        ("a: " + "{b: " * 60 + "1" + "}" * 60, "nested more than 50 deep, or contain themselves"),
+        ("a: &a\n  <<: *a\n", "nested more than 50 deep, or contain themselves"),
+        ("a: &a [*a]\n", "nested more than 50 deep, or contain themselves"),
+        ("a: &a {b: {c: *a}}\n", "nested more than 50 deep, or contain themselves"),
+        (f"a: {'9' * 5000}\n", "a number has more than 4,300 digits"),
+        ("a: !!bool x\n", "a value is not of the type that its tag names"),
+        ("a: !!timestamp x\n", "a value is not of the type that its tag names"),
+        ("a: !!python/object/apply:os.system ['id']\n", "could not determine a constructor"),
+        ("a: {<<: 3}\n", "expected a mapping or list of mappings for merging"),
+        (f"a: 1\n#{'x' * (1 << 20)}", "has more than 1,048,576 bytes, which no campaign has"),
+    ],
+)
+def test_a_file_that_would_exhaust_the_machine_is_refused_at_once(tmp_path: Path, text: str, says: str) -> None:
+    """Before a value is made of it: bombs, loops, depth and size are bounded, in the file and in an override."""
+    path = _written(tmp_path, text)
+    with pytest.raises(ConfigError, match=says) as error:
+        read_document(path)
+    assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 500
+    if len(text) < 10_000:
+        with pytest.raises((ValueError, yaml.YAMLError), match=says):
+            parse(text)
+
+
+@pytest.mark.parametrize("data", [b"campaign: \xe9\n", "campaign: c\n".encode("utf-16"), b"campaign: a\0b\n"])
+def test_a_file_that_is_not_a_text_is_refused(tmp_path: Path, data: bytes) -> None:
+    """Other encodings, and bytes that no YAML has."""
+    path = tmp_path / "c.yaml"
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match=r"c\.yaml"):
+        read_document(path)
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/tmp", "/dev/null", "no/such", "a\0b"])
+def test_a_path_that_is_not_a_file_is_refused(path: str) -> None:
+    """No more is read of an endless one than a campaign may have."""
+    with pytest.raises(ConfigError):
+        read_document(path)

@@ -53,6 +53,20 @@ def _wrong(tmp_path: Path, text: str, *overrides: str) -> list[str]:
         ("student: {training: {schedule: cosin}}", "did you mean cosine?; found 'cosin' [line 7]"),
         ("gate: {alias: latest}", "gate.alias: MLflow reserves `latest`"),
         ("campaign: d", "campaign: is set twice, on line 1 and on line 7: leave one out [line 1]"),
+        ("on: 1", "(whole file): has a field whose name YAML reads as true, as it does with yes, no, on, off and ~"),
+        ("cost: {core_hour: '1'}", "cost.core_hour: is a text: write a number without quotes; found '1' [line 7]"),
+        ("tracking: {enabled: 'yes'}", "tracking.enabled: is a text: write true or false without quotes; found 'yes'"),
+        ("tracking: {enabled: 1}", "tracking.enabled: should be true or false; found 1 [line 7]"),
+        ("seed: 9223372036854775808", "seed: should be a whole number of at most 64 bits; found one of 64 bits"),
+        ("sequences: {temperature: 1e-300}", "sequences.temperature: is 1e-300, beyond the numbers of 32 bits"),
+        ("output: memory://x", "output: memory:// is empty in every new process"),
+        ("output: 'ftp://u:p@h/x'", "output: has a password, a key or a signature in it"),
+        ("student: {losses: {soft: {weight: 0}}}", "student.losses: every loss has the weight 0"),
+        ("student: {losses: {soft: {weight: {linear: [0, 0]}}}}", "student.losses: every loss has the weight 0"),
+        ("student: {losses: {soft: {temperature: .nan}}}", "student.losses.soft.temperature: should be a finite"),
+        ("tracking: {uri: 'sqlite:///~/x.db'}", "begins with ~, which is not replaced here: write the whole path"),
+        ("output: '~ann/x'", "output: ~ann is not replaced"),
+        ("student: {model: {arguments: {api_key: …}}}", "which stands for a secret that was removed from this file"),
         ("sweep: {grid: {student.epochs: []}}", "sweep.grid.student.epochs: tuple should have at least 1 item"),
     ],
 )
@@ -136,3 +150,30 @@ def test_free_settings_keep_what_yaml_reads(tmp_path: Path) -> None:
     config = load_config(path)
     assert config.labels.teacher.arguments["flag"] is True and config.labels.teacher.arguments["rate"] == 1e-3
     assert config.student.model.overrides == {"dropout": 0.1}
+
+
+def test_thousands_of_mistakes_are_counted_and_some_are_explained(tmp_path: Path) -> None:
+    """A file of another kind is refused in less than the time that suggestions for each name would take."""
+    path = tmp_path / "c.yaml"
+    path.write_text(RIGHT + "".join(f"k{number}: 1\n" for number in range(1000)))
+    with pytest.raises(ConfigError, match="1000 wrong field") as error:
+        load_config(path)
+    assert len(str(error.value).splitlines()) == 102 and str(error.value).endswith("and 900 more")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("a." * 100 + "b=1", "names more than 50 sections"),
+        ("labels.teacher.arguments=" + "[" * 400 + "]" * 400, "nested more than 50 deep"),
+        ("seed=&a [*a]", "contain themselves"),
+        (f"seed={'9' * 5000}", "more than 4,300 digits"),
+    ],
+)
+def test_an_override_is_bounded_as_the_file_is(tmp_path: Path, override: str, says: str) -> None:
+    """One line, of a length that a terminal shows."""
+    path = tmp_path / "c.yaml"
+    path.write_text(RIGHT)
+    with pytest.raises(ConfigError, match=says) as error:
+        load_config(path, (override,))
+    assert len(str(error.value)) < 300

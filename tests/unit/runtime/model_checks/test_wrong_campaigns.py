@@ -202,6 +202,11 @@ MISTAKES: dict[str, Wrong] = {
     "more classes than tokens": w(
         "tokens", {"labels.signal": {"estimator": "topk", "k": 300}}, "labels.signal.k", "300", "264"
     ),
+    "length of the special tokens": w("rows", {"labels.teacher.max_length": 2}, "labels.teacher", "max_length 2", "3"),
+    "length of one token": w("tokens", {"labels.teacher.max_length": 1}, "labels.teacher", "max_length 1", "2"),
+    "length of a student's special tokens": w(
+        "rows", {"student.model.max_length": 1}, "student.model", "max_length 1", "3"
+    ),
     "length beyond the positions": w("rows", {"labels.teacher.max_length": 512}, "labels.teacher", "512", "64"),
     "length of the student": w("tokens", {"student.model.max_length": 16}, "student.model.max_length", "16", "128"),
     "fewer positions than the teacher reads": w(

@@ -10,8 +10,9 @@ from PIL import Image
 
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import SnapshotConfig, parse_config
-from ray_distill.errors import SnapshotError
+from ray_distill.errors import ConfigError, SnapshotError
 from ray_distill.runtime.stages.snapshot import freeze, open_for
+from ray_distill.runtime.stages.train import refuse_large_batch
 from ray_distill.snapshots import take_snapshot
 from ray_distill.snapshots.manifest import Truth
 from ray_distill.tasks.catalogue import TASKS
@@ -42,6 +43,28 @@ def test_a_snapshot_of_other_inputs_is_refused_by_both_names(tmp_path: Path) -> 
     """Texts are no images."""
     with pytest.raises(SnapshotError, match="the snapshot has the inputs 'text', image_classification reads 'image'"):
         open_for("image_classification", _taken(tmp_path, "class"))
+
+
+@pytest.mark.parametrize(("batch", "refused"), [(128, False), (256, False), (257, True), (4096, True)])
+def test_a_batch_that_no_step_can_fill_is_refused(tmp_path: Path, batch: int, refused: bool) -> None:
+    """By the field's name and with the rows that there are; the default is no more than all rows."""
+    taken = _taken(tmp_path, "class")
+    config = parse_config(
+        {
+            "campaign": "batch",
+            "task": "text_classification",
+            "snapshot": {"source": str(tmp_path / "a.parquet")},
+            "labels": {"teacher": {"model": "m:f"}},
+            "student": {"training": {"global_batch": batch}},
+        }
+    )
+    if not refused:
+        refuse_large_batch(config, taken)
+        return
+    with pytest.raises(
+        ConfigError, match=f"student.training.global_batch: {batch} examples are more than the 1.. train"
+    ):
+        refuse_large_batch(config, taken)
 
 
 def test_images_are_verified_by_their_modality(tmp_path: Path) -> None:

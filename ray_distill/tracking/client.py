@@ -11,12 +11,16 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from ray_distill.redact import redact
+from ray_distill.tracking.connect import import_mlflow, new_client, sqlite_file, upload_timeout
+from ray_distill.tracking.delivery.failures import NeverAccepted
 from ray_distill.tracking.logged_model import log_model
 from ray_distill.tracking.operations import (
+    AbandonRun,
     CreateRun,
     EndRun,
     LogArtifact,
@@ -33,84 +37,9 @@ from ray_distill.tracking.views import DESCRIPTION, TITLE, experiment_tags
 
 logger = logging.getLogger(__name__)
 
-# With its default settings, MLflow reports an unavailable server only after about four minutes, and prints every run.
-_SETTINGS = {
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-}
-_UPLOADS = (LogArtifact, LogModel)  # these keep MLflow's own timeout, two minutes
-_UNAVAILABLE_STATUS = {401, 403, 408, 429}  # the records are valid: someone can correct the token or the host list
-_UNAVAILABLE_ERRORS = {"EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "OperationalError"}
 _PARENT = "mlflow.parentRunId"
-_RETRY_LOGGER = logging.getLogger("urllib3.connectionpool")
-
-
-def import_mlflow() -> Any:
-    """Import mlflow without telemetry and start-up messages; the first call takes seconds."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    import mlflow
-
-    for name in ("mlflow", "alembic"):
-        if logging.getLogger(name).getEffectiveLevel() < logging.WARNING:
-            logging.getLogger(name).setLevel(logging.WARNING)
-    return mlflow
-
-
-def new_client(uri: str, registry_uri: str | None = None) -> Any:
-    """Return an ``MlflowClient`` for a tracking URI; create the folder of a SQLite file."""
-    for database in (uri, registry_uri or uri):
-        if database.startswith("sqlite:///"):
-            Path(database.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    return import_mlflow().MlflowClient(tracking_uri=uri, registry_uri=registry_uri or uri)
-
-
-@contextmanager
-def mlflow_settings(slow: bool = False) -> Iterator[None]:
-    """Let MLflow's calls in the block fail soon and without output.
-
-    Variables that the user has set in the environment take precedence.
-    """
-    settings = {name: value for name, value in _SETTINGS.items() if not (slow and name.endswith("TIMEOUT"))}
-    added = {name: value for name, value in settings.items() if name not in os.environ}
-    os.environ.update(added)
-    level = _RETRY_LOGGER.level
-    _RETRY_LOGGER.setLevel(logging.ERROR)  # each retry would log a warning; the tracker reports an outage once
-    try:
-        yield
-    finally:
-        _RETRY_LOGGER.setLevel(level)
-        for name in added:
-            os.environ.pop(name, None)
-
-
-def is_unavailable(error: BaseException) -> bool:
-    """Return whether an error means an unavailable server, not a refused record."""
-    import requests
-    import urllib3
-    from mlflow.exceptions import MlflowException
-
-    network = (ConnectionError, TimeoutError, requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError)
-    for cause in _causes(error):
-        if isinstance(cause, network) or type(cause).__name__ in _UNAVAILABLE_ERRORS:
-            return True
-        if isinstance(cause, MlflowException):
-            status = cause.get_http_status_code()
-            return status >= 500 or status in _UNAVAILABLE_STATUS
-    return False
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """Return the innermost exception: "connection refused", not the four that wrap it."""
-    return list(_causes(error))[-1]
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+#: Error of a run whose process ended without closing it.
+ABANDONED = "the process that recorded this run ended without closing it"
 
 
 class Client:
@@ -124,12 +53,24 @@ class Client:
         columns: tuple[str, ...],
         real_id: Callable[[str], str | None],
         is_mapped: Callable[[str], bool],
+        is_open: Callable[[str], bool] = lambda run_id: False,
     ) -> None:
+        """Store the settings.
+
+        Args:
+            uri: MLflow tracking URI.
+            experiment: name of the experiment.
+            columns: columns of the review table, see `views`.
+            real_id: returns the server's id of a run, or None.
+            is_mapped: returns whether a run of the server has a local id.
+            is_open: returns whether a living process has a run open.
+        """
         self._uri = uri
         self._experiment = experiment
         self._columns = columns
         self._real_id = real_id
         self._is_mapped = is_mapped
+        self._is_open = is_open
         self._mlflow: Any = None
         self._experiment_id: str | None = None
 
@@ -140,15 +81,18 @@ class Client:
             The run's id for `CreateRun`, the model's URI for `LogModel`, whether the run exists for `ReopenRun`.
 
         Raises:
-            Exception: any error of MLflow, its artifact store or the network; `is_unavailable` distinguishes them.
-            LookupError: the operation's run was never created on this server.
+            Exception: any error of MLflow, its artifact store or the network; `failures` distinguishes them.
+            NeverAccepted: the operation's run was never created on this server, or its file does not exist.
         """
-        with mlflow_settings(slow=isinstance(operation, _UPLOADS)):
+        with upload_timeout() if isinstance(operation, LogArtifact | LogModel) else nullcontext():
             if isinstance(operation, CreateRun):
                 return self._create(operation, replayed=replayed)
+            if isinstance(operation, AbandonRun):
+                self._abandon(operation)
+                return None
             run_id = self._real_id(operation.run)
             if run_id is None:
-                raise LookupError(f"run {operation.run} is unknown to the server and to this spool")
+                raise NeverAccepted(f"run {operation.run} is unknown to the server and to this spool")
             return self._write(run_id, operation)
 
     def _write(self, run_id: str, operation: Operation) -> str | bool | None:
@@ -172,20 +116,30 @@ class Client:
         return None
 
     def alive(self) -> bool:
-        """Return whether the server answers a minimal request."""
+        """Return whether the server accepts a minimal record.
+
+        A server with a full disk still answers reads.
+        """
         try:
-            with mlflow_settings():
-                self._connected().search_experiments(max_results=1)
+            self._experiment_id = None  # it may have been deleted
+            kind = next(iter(experiment_tags(self._columns).items()))
+            self._connected().set_experiment_tag(self.experiment_id(), *kind)
         except Exception as error:  # noqa: BLE001 - any failure means "no"
-            logger.debug("%s does not answer: %s", self._uri, error)
+            logger.debug("%s does not answer: %s", redact(self._uri), redact(str(error)))
             return False
         return True
+
+    def discard(self, run_id: str) -> None:
+        """Delete a run that was created twice."""
+        try:
+            self._connected().delete_run(run_id)
+        except Exception as error:  # noqa: BLE001 - an empty run more does no harm
+            logger.debug("the run %s stays: %s", run_id, redact(str(error)))
 
     def experiment_id(self) -> str:
         """Return the experiment's id; create the experiment, or restore a deleted one."""
         if self._experiment_id is None:
-            with mlflow_settings():
-                self._experiment_id = self._find_experiment(self._connected())
+            self._experiment_id = self._find_experiment(self._connected())
         return self._experiment_id
 
     def _connected(self) -> Any:
@@ -197,7 +151,10 @@ class Client:
         found = client.get_experiment_by_name(self._experiment)
         tags = experiment_tags(self._columns)
         if found is None:
-            return str(client.create_experiment(self._experiment, _artifact_location(self._uri), tags))
+            created = self._create_experiment(client, tags)
+            if created is not None:
+                return created
+            found = client.get_experiment_by_name(self._experiment)
         if found.lifecycle_stage == "deleted":
             logger.warning("the MLflow experiment %r was deleted: restoring it with its runs", self._experiment)
             client.restore_experiment(found.experiment_id)
@@ -205,6 +162,17 @@ class Client:
             if found.tags.get(key) != value:
                 client.set_experiment_tag(found.experiment_id, key, value)
         return str(found.experiment_id)
+
+    def _create_experiment(self, client: Any, tags: Mapping[str, str]) -> str | None:
+        """Create the experiment; return None if another process has just done so."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(client.create_experiment(self._experiment, _artifact_location(self._uri), dict(tags)))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return None
 
     def _create(self, operation: CreateRun, *, replayed: bool) -> str:
         experiment_id = self.experiment_id()
@@ -214,7 +182,7 @@ class Client:
         run = client.create_run(experiment_id, operation.start, self._run_tags(operation), operation.name)
         return str(run.info.run_id)
 
-    def _find_run(self, client: Any, experiment_id: str, operation: CreateRun) -> str | None:
+    def _find_run(self, client: Any, experiment_id: str, operation: CreateRun | AbandonRun) -> str | None:
         """Find the run of a ``create`` whose response was lost."""
         runs = client.search_runs([experiment_id], f"attributes.start_time = {operation.start}")
         ids = [str(run.info.run_id) for run in runs if run.info.run_name == operation.name]
@@ -227,18 +195,34 @@ class Client:
             tags["parent_not_found" if real is None else _PARENT] = real or parent
         return tags
 
-    def _reopen(self, run_id: str, operation: ReopenRun) -> bool:
-        """Set a run's status to running; return False if this server has no such run (any more)."""
+    def _abandon(self, operation: AbandonRun) -> None:
+        """Close a run of a dead process; none if it is unknown, closed, or open in a living process."""
+        client, run_id = self._connected(), self._real_id(operation.run)
+        if run_id is None and operation.start:
+            run_id = self._find_run(client, self.experiment_id(), operation)
+        if run_id is None or self._is_open(run_id) or self._is_open(operation.run):
+            return
+        run = self._existing(run_id)
+        if run is not None and run.info.status == "RUNNING":
+            self._tags(run_id, {"error": ABANDONED})
+            client.set_terminated(run_id, "KILLED", max(operation.time, run.info.start_time))
+
+    def _existing(self, run_id: str) -> Any:
+        """Return a run; None if this server has no such run (any more)."""
         from mlflow.exceptions import MlflowException
 
-        client = self._connected()
         try:
-            run = client.get_run(run_id)
+            run = self._connected().get_run(run_id)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            return False
-        if run.info.lifecycle_stage == "deleted":
+            return None
+        return None if run.info.lifecycle_stage == "deleted" else run
+
+    def _reopen(self, run_id: str, operation: ReopenRun) -> bool:
+        """Set a run's status to running; return False if this server has no such run (any more)."""
+        client, run = self._connected(), self._existing(run_id)
+        if run is None:
             return False
         if "error" in run.data.tags:
             client.delete_tag(run_id, "error")
@@ -247,6 +231,16 @@ class Client:
         return True
 
     def _params(self, run_id: str, operation: LogParams) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._new_params(run_id, operation)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            self._new_params(run_id, operation)  # another process recorded another value meanwhile
+
+    def _new_params(self, run_id: str, operation: LogParams) -> None:
         from mlflow.entities import Param
 
         client = self._connected()
@@ -272,7 +266,7 @@ class Client:
 
     def _artifact(self, run_id: str, operation: LogArtifact) -> None:
         if not Path(operation.path).exists():
-            raise FileNotFoundError(f"the artifact {operation.path} does not exist")
+            raise NeverAccepted(f"the artifact {operation.path} does not exist")
         self._connected().log_artifact(run_id, operation.path, operation.folder or None)
 
     def _dataset(self, run_id: str, operation: LogDataset) -> None:
@@ -291,6 +285,8 @@ class Client:
 
     def _model(self, run_id: str, operation: LogModel) -> str:
         import_mlflow()
+        if not Path(operation.path).exists():
+            raise NeverAccepted(f"the model {operation.path} does not exist")
         return log_model(self._connected(), experiment_id=self.experiment_id(), run_id=run_id, operation=operation)
 
     def _end(self, run_id: str, operation: EndRun) -> None:
@@ -300,9 +296,8 @@ class Client:
 
 def _artifact_location(uri: str) -> str | None:
     """Return a folder beside a local SQLite file; None lets a server choose the location."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    return (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+    database = sqlite_file(uri)
+    return None if database is None else (database.parent / "mlartifacts").as_uri()
 
 
 def _named(tags: Mapping[str, str]) -> dict[str, str]:

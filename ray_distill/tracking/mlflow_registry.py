@@ -1,77 +1,98 @@
 """Register models in MLflow: versions, their tags, and the alias that serving follows."""
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from ray_distill.errors import PromotionError, RegistryRefused
-from ray_distill.tracking.client import is_unavailable, mlflow_settings, new_client
+from ray_distill.redact import redact
+from ray_distill.tracking.connect import import_mlflow, mlflow_settings, new_client
+from ray_distill.tracking.delivery.failures import Failure, classify
+from ray_distill.tracking.delivery.patience import Clock, Patience, patience_for
+from ray_distill.tracking.delivery.worker import Worker
 
 _VERSIONS_TAG = "mlflow.modelVersions"
+T = TypeVar("T")
 
 
 class MlflowRegistry:
     """MLflow's model registry; see `ray_distill.tracking.base.Registry`.
 
     Unlike runs, a registration or an alias is never spooled, because a promotion must report whether it succeeded.
-    Every method raises PromotionError if the registry is unavailable, and RegistryRefused if it refuses.
+    Every method raises PromotionError if the registry is unavailable or does not answer within its patience, and
+    RegistryRefused if it refuses.
     """
 
-    def __init__(self, uri: str, registry_uri: str | None = None) -> None:
+    def __init__(self, uri: str, registry_uri: str | None = None, *, patience: Patience | None = None) -> None:
         """Store the addresses; the first call connects.
 
         Args:
             uri: the MLflow tracking URI, where models are logged.
             registry_uri: the MLflow registry URI; default: the tracking URI.
+            patience: the longest waits; default: `patience_for` the registry URI.
         """
         self._tracking, self._uri = uri, registry_uri or uri
         self._client: Any = None
+        self._clock = Clock(patience or patience_for(self._uri))
+        self._worker = Worker("registry")
 
     def register(self, model_uri: str, *, name: str, tags: Mapping[str, str]) -> str:
         """Register a logged model (``models:/m-…``) and return its version.
 
         The same model again gives the same version, with updated tags.
         """
-        with self._calls(f"register {model_uri} as {name!r}") as client:
-            self._ensure_model(client, name)
-            model_id = model_uri.removeprefix("models:/") if model_uri.startswith("models:/m-") else None
-            source, run_id = self._source(client, model_uri, model_id)
-            for found in _versions(client, name):
-                if found.source == source:
-                    for key, value in tags.items():
-                        client.set_model_version_tag(name, found.version, key, value)
-                    return str(found.version)
-            created = client.create_model_version(name, source, run_id, dict(tags), model_id=model_id)
-            if model_id is not None:
-                _link(client, model_id, name, created.version)
-            return str(created.version)
+        return self._call(
+            f"register {model_uri} as {name!r}", lambda client: self._register(client, model_uri, name, tags)
+        )
 
     def alias(self, name: str, alias: str) -> str | None:
         """Return the version that the alias points at, or None (also if the model does not exist)."""
-        with self._calls(f"read the alias {alias!r} of {name!r}") as client:
+
+        def read(client: Any) -> str | None:
             found = self._find_model(client, name)
             version = None if found is None else found.aliases.get(alias)
             return None if version is None else str(version)
 
+        return self._call(f"read the alias {alias!r} of {name!r}", read)
+
     def set_alias(self, name: str, alias: str, version: str) -> None:
         """Point the alias at a version."""
-        with self._calls(f"point the alias {alias!r} of {name!r} at version {version}") as client:
-            client.set_registered_model_alias(name, alias, version)
+        self._call(
+            f"point the alias {alias!r} of {name!r} at version {version}",
+            lambda client: client.set_registered_model_alias(name, alias, version),
+        )
 
     def find(self, name: str, tag: str, value: str) -> str | None:
         """Return the newest version that has this tag; None if there is none, or no such model.
 
         Values are compared here: a search by tag finds none beyond MLflow's limit of results.
         """
-        with self._calls(f"search the versions of {name!r}") as client:
+
+        def search(client: Any) -> str | None:
             found = [int(item.version) for item in _versions(client, name) if item.tags.get(tag) == value]
             return str(max(found)) if found else None
 
+        return self._call(f"search the versions of {name!r}", search)
+
     def tags(self, name: str, version: str) -> Mapping[str, str]:
         """Return a version's tags."""
-        with self._calls(f"read version {version} of {name!r}") as client:
-            return dict(client.get_model_version(name, version).tags)
+        return self._call(
+            f"read version {version} of {name!r}", lambda client: dict(client.get_model_version(name, version).tags)
+        )
+
+    def _register(self, client: Any, model_uri: str, name: str, tags: Mapping[str, str]) -> str:
+        self._ensure_model(client, name)
+        model_id = model_uri.removeprefix("models:/") if model_uri.startswith("models:/m-") else None
+        source, run_id = self._source(client, model_uri, model_id)
+        for found in _versions(client, name):
+            if found.source == source:
+                for key, value in tags.items():
+                    client.set_model_version_tag(name, found.version, key, value)
+                return str(found.version)
+        created = client.create_model_version(name, source, run_id, dict(tags), model_id=model_id)
+        if model_id is not None:
+            _link(client, model_id, name, created.version)
+        return str(created.version)
 
     def _source(self, client: Any, model_uri: str, model_id: str | None) -> tuple[str, str | None]:
         """Return the source of a version, and the run that created it.
@@ -106,17 +127,25 @@ class MlflowRegistry:
                 raise
             return None
 
-    @contextmanager
-    def _calls(self, what: str) -> Iterator[Any]:
-        """Yield the client, and turn its exceptions into a PromotionError that names the purpose."""
+    def _call(self, purpose: str, call: Callable[[Any], T]) -> T:
+        """Return the result of a call in the registry's thread, or raise a PromotionError."""
         try:
             with mlflow_settings():
-                if self._client is None:
-                    self._client = new_client(self._tracking, self._uri)
-                yield self._client
+                import_mlflow()  # here, because its seconds are not the server's
+                job = self._worker.post(lambda: call(self._connected()))
+                with self._clock.waiting():
+                    seconds = self._clock.left()
+                    if not job.finished(seconds):
+                        raise TimeoutError(f"no answer within {seconds:.0f} s")
+                return job.result()
         except Exception as error:
             kind = RegistryRefused if _is_refusal(error) else PromotionError
-            raise kind(f"MLflow at {self._uri} could not {what}: {error}") from error
+            raise kind(redact(f"MLflow at {self._uri} could not {purpose}: {error}")) from error
+
+    def _connected(self) -> Any:
+        if self._client is None:
+            self._client = new_client(self._tracking, self._uri)
+        return self._client
 
 
 def _is_refusal(error: BaseException) -> bool:
@@ -124,7 +153,7 @@ def _is_refusal(error: BaseException) -> bool:
     from mlflow.exceptions import MlflowException
 
     status = error.get_http_status_code() if isinstance(error, MlflowException) else None
-    return status in (401, 403) or not is_unavailable(error)
+    return status in (401, 403) or isinstance(error, ImportError) or classify(error) is Failure.FINAL
 
 
 def _versions(client: Any, name: str) -> Iterator[Any]:

@@ -1,24 +1,28 @@
 """Record runs in MLflow, and spool them while the server is unavailable.
 
-Each record of a run is an operation. It is written at once; if the server is unavailable, this operation and all
-later ones wait in the spool and are replayed in order. This module catches every failure of tracking, so that tracking
-never stops the recorded work.
+Each record of a run is an operation. `delivery` writes it at once; if the server is unavailable or silent, this
+operation and all later ones wait in the spool and are replayed in order. No failure of tracking stops the work.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from ray_distill.redact import redact
-from ray_distill.storage.proxies import proxy_of
 from ray_distill.tracking.base import Dataset
-from ray_distill.tracking.client import Client, is_unavailable, now_ms, root_cause
+from ray_distill.tracking.client import Client, now_ms
+from ray_distill.tracking.connect import mlflow_settings
+from ray_distill.tracking.delivery.delivery import Answer, Delivery
+from ray_distill.tracking.delivery.drivers import Driver, OpenRun, abandoned, open_runs
+from ray_distill.tracking.delivery.patience import Patience
+from ray_distill.tracking.delivery.spool import Spool, new_local_id
 from ray_distill.tracking.logged_model import plain_example
 from ray_distill.tracking.operations import (
+    AbandonRun,
     CreateRun,
     EndRun,
     LogArtifact,
@@ -31,21 +35,26 @@ from ray_distill.tracking.operations import (
     SetTags,
 )
 from ray_distill.tracking.records import clean_name, clean_tags, flatten, one_line, split_metrics
-from ray_distill.tracking.spool import Spool, new_local_id
 from ray_distill.tracking.views import DEFAULT_COLUMNS, review_url
 
 logger = logging.getLogger(__name__)
 
 BUFFER = 200  # most metric points in the buffer
 BUFFER_SECONDS = 2.0
-RETRY_SECONDS = 10.0  # between attempts to reach an unavailable server
-MAX_ATTEMPTS = 3  # to write a record that fails although the server answers
 
 
 class MlflowTracker:
     """A tracker of runs in one MLflow experiment; see `ray_distill.tracking.base.Tracker`."""
 
-    def __init__(self, uri: str, experiment: str, spool: Path, *, columns: tuple[str, ...] = DEFAULT_COLUMNS) -> None:
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        spool: Path,
+        *,
+        columns: tuple[str, ...] = DEFAULT_COLUMNS,
+        patience: Patience | None = None,
+    ) -> None:
         """Store the settings; the first run imports, opens and creates what is needed.
 
         Args:
@@ -53,18 +62,27 @@ class MlflowTracker:
             experiment: name of the MLflow experiment; created if it does not exist.
             spool: folder on a local disk for operations that must wait.
             columns: columns of the review table, see `views.DEFAULT_COLUMNS`.
+            patience: the longest waits for the server; default: `patience_for` the URI.
         """
         self._uri = uri
         self._spool = Spool(spool)
-        self._client = Client(
-            self._uri, experiment, columns=columns, real_id=self._spool.real_id, is_mapped=self._spool.is_mapped
-        )
-        self._lock = threading.RLock()
+        self._drivers = spool / "drivers"
+        self._driver = Driver(self._drivers)
         self._open: list[MlflowRun] = []
-        self._unavailable_since: float | None = None
-        self._retry_at = 0.0
-        self._attempts = 0
-        self._warned_runs: set[str] = set()
+        self._delivery = Delivery(
+            uri,
+            self._spool,
+            connect=lambda real_id: Client(
+                uri,
+                experiment,
+                columns=columns,
+                real_id=real_id,
+                is_mapped=self._spool.is_mapped,
+                is_open=lambda run_id: run_id in open_runs(self._drivers),
+            ),
+            patience=patience,
+            at_work=lambda: bool(self._open),
+        )
         self._last_start = 0
 
     @property
@@ -78,9 +96,10 @@ class MlflowTracker:
         While the server is unavailable, return the tracking URI.
         """
         try:
-            return review_url(self._uri, self._client.experiment_id(), run_id and self._spool.real_id(run_id))
+            experiment_id = self._delivery.call(lambda client: client.experiment_id())
+            return review_url(self._uri, experiment_id, run_id and self._delivery.real_id(run_id))
         except Exception as error:  # noqa: BLE001 - a missing address must not stop the work
-            logger.debug("no address for run %s: %s", run_id, error)
+            logger.debug("no address for run %s: %s", run_id, one_line(error))
             return self._uri
 
     @contextmanager
@@ -89,60 +108,55 @@ class MlflowTracker:
     ) -> Iterator["MlflowRun"]:
         """Open or reopen a run; the end of the block decides its status.
 
-        The status is FINISHED, FAILED (with a tag ``error``) or KILLED.
+        The status is FINISHED, FAILED (with a tag ``error``) or KILLED. The first run also closes those that dead
+        processes left open.
         """
-        run = MlflowRun(self, self._run_id(name, parent, run_id, clean_tags(tags or {})))
-        self._open.append(run)
-        try:
-            yield run
-        except (KeyboardInterrupt, SystemExit):
-            run.end("KILLED")
-            raise
-        except BaseException as error:
-            run.end("FAILED", error=one_line(error))
-            raise
-        else:
-            run.end("FINISHED")
-        finally:
-            self._open.remove(run)
+        with mlflow_settings():
+            if not self._open:
+                self._close_abandoned()
+            run = MlflowRun(self, self._run_id(name, parent, run_id, clean_tags(tags or {})))
+            self._open.append(run)
+            try:
+                yield run
+            except (KeyboardInterrupt, SystemExit):
+                run.end("KILLED")
+                raise
+            except BaseException as error:
+                run.end("FAILED", error=one_line(error))
+                raise
+            else:
+                run.end("FINISHED")
+            finally:
+                self._open.remove(run)
+                self._leave(run.run_id)
 
     def flush(self) -> int:
         """Write buffered metrics and replay the spool now; return the number of waiting operations."""
-        with self._lock:
-            for run in self._open:
-                run.flush()
-            self._retry_at = 0.0
-            return self._replayed()
+        for run in self._open:
+            run.flush()
+        return self._delivery.flush()
 
-    def submit(self, operation: Operation) -> str | bool | None:
+    def submit(self, operation: Operation) -> Answer:
         """Write or spool an operation; return MLflow's response, None if there is none yet."""
-        with self._lock:
-            if self._replayed():
-                self._keep(operation)
-                return None
-            try:
-                return self._client.apply(operation)
-            except Exception as error:  # noqa: BLE001 - failures of tracking must never stop the work
-                self._failed(operation, error)
-                return None
-
-    def _replayed(self) -> int:
-        """Replay the spool if a replay is due; return the number of waiting operations."""
-        try:
-            self._replay()
-            return len(self._spool)
-        except OSError as error:
-            logger.warning("the operations that wait for MLflow at %s cannot be read: %s", self._uri, one_line(error))
-            return 0
+        self._journal(self._driver.alive)
+        return self._delivery.submit(operation)
 
     def _run_id(self, name: str, parent: str | None, run_id: str | None, tags: dict[str, str]) -> str:
         if run_id is not None:
+            known = self._delivery.real_id(run_id) or run_id
+            self._journal(lambda: self._driver.opened(OpenRun(run=known, name=name, start=0)))
             if self.submit(ReopenRun(run=run_id, tags=tags)) is not False:
-                return self._spool.real_id(run_id) or run_id
-            logger.warning("%s has no run %s (any more): recording %s as a new run", self._uri, run_id, name)
-        local = new_local_id()
-        created = self.submit(CreateRun(run=local, name=name, parent=parent, start=self._start(), tags=tags))
-        return str(created) if created else local
+                return known
+            self._journal(lambda: self._driver.closed(known))
+            text = "%s has no run %s (any more): recording %s as a new run"
+            logger.warning(text, redact(self._uri), run_id, name)
+        local, start = new_local_id(), self._start()
+        self._journal(lambda: self._driver.opened(OpenRun(run=local, name=name, start=start)))
+        created = self.submit(CreateRun(run=local, name=name, parent=parent, start=start, tags=tags))
+        if not created:
+            return local
+        self._journal(lambda: self._driver.renamed(local, str(created)))
+        return str(created)
 
     def _start(self) -> int:
         """Return a start time that is unique in this process.
@@ -152,101 +166,27 @@ class MlflowTracker:
         self._last_start = max(now_ms(), self._last_start + 1)
         return self._last_start
 
-    def _replay(self) -> None:
-        if time.monotonic() < self._retry_at:
-            return
-        with self._spool.replaying() as mine:
-            replayed = self._drain() if mine else 0
-        if replayed is None:
-            return
-        if replayed:
-            logger.warning("MLflow at %s is available again: wrote %d waiting records", self._uri, replayed)
-        self._unavailable_since = None
+    def _close_abandoned(self) -> None:
+        """Close the runs of dead processes; of those that live, none."""
 
-    def _drain(self) -> int | None:
-        """Write all waiting operations; return their number, None if the server is unavailable."""
-        replayed = 0
-        while (waiting := self._spool.first()) is not None:
-            operation = waiting.operation
-            try:
-                answer = self._client.apply(operation, replayed=True)
-            except Exception as error:  # noqa: BLE001 - failures of tracking must never stop the work
-                if self._must_wait(error):
-                    return None
-                self._reject(operation, error)
-            else:
-                if isinstance(operation, CreateRun):
-                    self._spool.map_id(operation.run, str(answer))
-            self._spool.acknowledge(waiting)
-            self._attempts = 0
-            replayed += 1
-        return replayed
+        def close() -> None:
+            with abandoned(self._drivers) as found:
+                for run, time_ms in found:
+                    self._delivery.submit(AbandonRun(run=run.run, name=run.name, start=run.start, time=time_ms))
 
-    def _must_wait(self, error: Exception) -> bool:
-        """Return whether the next operation must wait.
+        self._journal(close)
 
-        An operation that fails although the server answers is tried `MAX_ATTEMPTS` times.
-        """
-        if not is_unavailable(error):
-            return False
-        if self._client.alive():
-            self._attempts += 1
-            if self._attempts >= MAX_ATTEMPTS:
-                return False
-        self._report_outage(error)
-        return True
+    def _leave(self, run_id: str) -> None:
+        self._journal(lambda: self._driver.closed(run_id))
+        if not self._open:
+            self._journal(self._driver.release)
 
-    def _failed(self, operation: Operation, error: Exception) -> None:
-        if not is_unavailable(error):
-            self._reject(operation, error)
-            return
-        self._report_outage(error)
-        self._keep(operation)
-
-    def _report_outage(self, error: Exception) -> None:
-        """Log once per outage that records wait, and in which folder."""
-        self._retry_at = time.monotonic() + RETRY_SECONDS
-        if self._unavailable_since is None:
-            self._unavailable_since = time.monotonic()
-            proxy = proxy_of(self._uri)
-            logger.warning(
-                "MLflow at %s is unavailable (%s): work continues, records wait in %s and are written when the "
-                "server is available again%s",
-                redact(self._uri),
-                redact(one_line(root_cause(error))),
-                self._spool.folder,
-                "" if proxy is None else f"; {proxy.advice}",
-            )
-
-    def _keep(self, operation: Operation) -> None:
-        """Append an operation to the spool, with a copy of the files that it names."""
-        files = None
+    def _journal(self, write: Callable[[], None]) -> None:
+        """Call a method of the driver's journal; without one, a run that is killed stays open."""
         try:
-            if isinstance(operation, LogArtifact | LogModel):
-                link = isinstance(operation, LogModel)
-                files, path = self._spool.keep_files(Path(operation.path), link=link)
-                operation = operation.model_copy(update={"path": str(path)})
-            self._spool.append(operation, files)
+            write()
         except OSError as error:
-            logger.warning("lost a record (%s) of run %s: %s", operation.op, operation.run, one_line(error))
-
-    def _reject(self, operation: Operation, error: Exception) -> None:
-        reason = one_line(error)
-        try:
-            self._spool.reject(operation, reason)
-        except OSError as failure:
-            reason += f"; writing it to the spool failed too: {one_line(failure)}"
-        level = logging.DEBUG if operation.run in self._warned_runs else logging.WARNING
-        self._warned_runs.add(operation.run)
-        logger.log(
-            level,
-            "MLflow at %s refused a record (%s) of run %s: %s; the record is in %s",
-            self._uri,
-            operation.op,
-            operation.run,
-            reason,
-            self._spool.folder / "rejected.jsonl",
-        )
+            logger.debug("the open runs cannot be stored in %s: %s", self._drivers, one_line(error))
 
 
 class MlflowRun:

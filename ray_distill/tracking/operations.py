@@ -91,7 +91,18 @@ class EndRun(Recorded):
     time: int = Field(description="milliseconds since 1970")
 
 
-Operation = CreateRun | ReopenRun | LogParams | SetTags | LogMetrics | LogArtifact | LogDataset | LogModel | EndRun
+class AbandonRun(Recorded):
+    """Close a run whose process died, unless another process has closed or reopened it."""
+
+    op: Literal["abandon"] = "abandon"
+    name: str
+    start: int = Field(description="`CreateRun.start`, by which a run with a local id is found; 0 for other runs")
+    time: int = Field(description="milliseconds since 1970 of the last sign of the process")
+
+
+Operation = (
+    CreateRun | ReopenRun | LogParams | SetTags | LogMetrics | LogArtifact | LogDataset | LogModel | EndRun | AbandonRun
+)
 _READER: TypeAdapter[Operation] = TypeAdapter(Annotated[Operation, Field(discriminator="op")])
 
 

@@ -75,8 +75,8 @@ def split_params(new: Mapping[str, str], old: Mapping[str, str]) -> tuple[dict[s
 
 
 def one_line(error: BaseException) -> str:
-    """Describe an exception in one line, for a tag."""
-    text = " ".join(str(error).split())
+    """Describe an exception in one line without secrets, for a tag or a message."""
+    text = redact(" ".join(str(error).split()))
     return shorten(f"{type(error).__name__}: {text}" if text else type(error).__name__, 500)
 
 

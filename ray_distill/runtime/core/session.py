@@ -132,7 +132,7 @@ def open_session(config: Campaign, *, sweep: bool = False) -> Iterator[Session]:
     waiting = tracker.flush()
     if waiting:
         console.report(
-            f"the tracking server is unreachable: {waiting} records wait in {_spool(config)}; the next command sends "
+            f"MLflow has not accepted {waiting} records yet: they wait in {_spool(config)}; the next command sends "
             "them",
             waiting=waiting,
         )

@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from ray_distill.tracking.mlflow_tracker import MAX_ATTEMPTS, MlflowTracker
+from ray_distill.tracking.delivery.delivery import MAX_ATTEMPTS
+from ray_distill.tracking.mlflow_tracker import MlflowTracker
 
 
 class _Answers(BaseHTTPRequestHandler):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ray_distill.tracking.delivery.spool import Spool, new_local_id
 from ray_distill.tracking.operations import CreateRun, LogMetrics, SetTags, read_operation
-from ray_distill.tracking.spool import Spool, new_local_id
 
 
 def _operation(number: int, run: str = "r") -> SetTags:

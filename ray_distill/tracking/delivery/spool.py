@@ -3,9 +3,10 @@
 After the first operation that has to wait, a spool folder contains::
 
     spool.db         SQLite: the operations that wait, and the server's id of every run that has a local one
-    files/<name>/…   artifacts of waiting operations
+    files/<name>/…   artifacts of waiting operations, and of those in rejected.jsonl
     replay.lock      locked by the one process that replays
     rejected.jsonl   operations that the server refused, with its reason
+    drivers/         the open runs of each process at work, see `drivers`
 
 All processes of a campaign share one queue. `append` commits an operation to the database, and the operation is deleted
 after the server has accepted it. A crash therefore repeats at most the operation in flight, and operations are
@@ -27,7 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray_distill.tracking.operations import Operation, read_operation
+from ray_distill.tracking.delivery.failures import NeverAccepted
+from ray_distill.tracking.operations import LogArtifact, LogModel, Operation, read_operation
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ BUSY_SECONDS = 30.0
 _TABLES = """
 CREATE TABLE IF NOT EXISTS waiting (n INTEGER PRIMARY KEY AUTOINCREMENT, operation TEXT NOT NULL, files TEXT);
 CREATE TABLE IF NOT EXISTS runs (local TEXT PRIMARY KEY, real TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS attempts (n INTEGER PRIMARY KEY, attempts INTEGER NOT NULL);
 """
 
 
@@ -76,15 +79,29 @@ class Spool:
         rows = self._read("SELECT count(*) FROM waiting")
         return int(rows[0][0]) if rows else 0
 
-    def append(self, operation: Operation, files: str | None = None) -> None:
-        """Append an operation, with the name under which `keep_files` stored its files."""
+    def append(self, operation: Operation, files: str | None = None) -> Waiting:
+        """Append an operation, and the name that `keep_files` gave its files; return its place."""
         row = (operation.model_dump_json(), files)
         with self._database() as database:
-            database.execute("INSERT INTO waiting (operation, files) VALUES (?, ?)", row)
+            number = database.execute("INSERT INTO waiting (operation, files) VALUES (?, ?)", row).lastrowid
+        return Waiting(number=int(number or 0), operation=operation, files=files)
 
-    def first(self) -> Waiting | None:
-        """Return the next operation without removing it; move invalid rows to `rejected.jsonl`."""
-        while rows := self._read("SELECT n, operation, files FROM waiting ORDER BY n LIMIT 1"):
+    def keep(self, operation: Operation) -> Waiting:
+        """Append an operation, with a copy of the files that it names.
+
+        Raises:
+            NeverAccepted: its files do not exist.
+        """
+        if not isinstance(operation, LogArtifact | LogModel):
+            return self.append(operation)
+        if not Path(operation.path).exists():
+            raise NeverAccepted(f"{operation.path} does not exist")
+        files, path = self.keep_files(Path(operation.path), link=isinstance(operation, LogModel))
+        return self.append(operation.model_copy(update={"path": str(path)}), files)
+
+    def first(self, after: int = 0) -> Waiting | None:
+        """Return the next operation behind a number; move invalid rows to `rejected.jsonl`."""
+        while rows := self._read("SELECT n, operation, files FROM waiting WHERE n > ? ORDER BY n LIMIT 1", after):
             ((number, text, files),) = rows
             try:
                 return Waiting(number=number, operation=read_operation(text), files=files)
@@ -97,6 +114,20 @@ class Spool:
     def acknowledge(self, waiting: Waiting) -> None:
         """Delete an operation and the copies of its files."""
         self._delete(waiting.number, waiting.files)
+
+    def set_aside(self, waiting: Waiting, reason: str) -> None:
+        """Move an operation that the server refused to `rejected.jsonl`; its files stay."""
+        self.reject(waiting.operation, reason)
+        self._delete(waiting.number, None)
+
+    def count_attempt(self, waiting: Waiting) -> int:
+        """Count an attempt to deliver an operation; return the number of attempts of all commands."""
+        query = (
+            "INSERT INTO attempts (n, attempts) VALUES (?, 1) ON CONFLICT (n) DO UPDATE SET attempts = attempts + 1 "
+            "RETURNING attempts"
+        )
+        with self._database() as database:
+            return int(database.execute(query, (waiting.number,)).fetchone()[0])
 
     @contextmanager
     def replaying(self) -> Iterator[bool]:
@@ -123,10 +154,14 @@ class Spool:
         target = self._folder / "files" / kept / path.name
         target.parent.mkdir(parents=True)
         copy = _link_or_copy if link else shutil.copy2
-        if path.is_dir():
-            shutil.copytree(path, target, copy_function=copy)
-        else:
-            copy(path, target)
+        try:
+            if path.is_dir():
+                shutil.copytree(path, target, copy_function=copy)
+            else:
+                copy(path, target)
+        except OSError:  # a full disk: half a copy would take the room of later records
+            shutil.rmtree(target.parent, ignore_errors=True)
+            raise
         return kept, target
 
     def map_id(self, local: str, real: str) -> None:
@@ -164,12 +199,13 @@ class Spool:
     def _delete(self, number: int, files: str | None) -> None:
         with self._database() as database:
             database.execute("DELETE FROM waiting WHERE n = ?", (number,))
+            database.execute("DELETE FROM attempts WHERE n = ?", (number,))
         if files is not None:
             shutil.rmtree(self._folder / "files" / files, ignore_errors=True)
         if not len(self):
             self.close()  # the last process that closes a database removes its journal files
 
-    def _read(self, query: str, *values: str) -> list[tuple[Any, ...]]:
+    def _read(self, query: str, *values: str | int) -> list[tuple[Any, ...]]:
         """Return a query's rows; none if there is no database yet."""
         if self._connection is None and not self._path.exists():
             return []

@@ -1,0 +1,1 @@
+"""Deliver operations to MLflow within a bounded time, or store them."""

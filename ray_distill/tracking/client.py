@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_distill.redact import redact
-from ray_distill.tracking.connect import import_mlflow, new_client, sqlite_file, upload_timeout
+from ray_distill.tracking.delivery.connect import import_mlflow, new_client, sqlite_file, upload_timeout
 from ray_distill.tracking.delivery.failures import NeverAccepted
 from ray_distill.tracking.logged_model import log_model
 from ray_distill.tracking.operations import (

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from ray_distill.errors import PromotionError, RegistryRefused
 from ray_distill.redact import redact
-from ray_distill.tracking.connect import import_mlflow, mlflow_settings, new_client
+from ray_distill.tracking.delivery.connect import import_mlflow, mlflow_settings, new_client
 from ray_distill.tracking.delivery.failures import Failure, classify
 from ray_distill.tracking.delivery.patience import Clock, Patience, patience_for
 from ray_distill.tracking.delivery.worker import Worker

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from ray_distill.redact import redact
 from ray_distill.tracking.base import Dataset
 from ray_distill.tracking.client import Client, now_ms
-from ray_distill.tracking.connect import mlflow_settings
+from ray_distill.tracking.delivery.connect import mlflow_settings
 from ray_distill.tracking.delivery.delivery import Answer, Delivery
 from ray_distill.tracking.delivery.drivers import Driver, OpenRun, abandoned, open_runs
 from ray_distill.tracking.delivery.patience import Patience

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ray_distill.tracking.client import Client
-from ray_distill.tracking.connect import import_mlflow, mlflow_settings
+from ray_distill.tracking.delivery.connect import import_mlflow, mlflow_settings
 from ray_distill.tracking.delivery.failures import Failure, NeverAccepted, classify
 from ray_distill.tracking.delivery.order import Blocked, is_upload
 from ray_distill.tracking.delivery.patience import Clock, Patience, patience_for, upload_seconds

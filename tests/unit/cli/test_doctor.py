@@ -204,6 +204,15 @@ def test_the_tracking_server_is_asked_for_its_health(server: str) -> None:
     assert (silent.ok, "does not answer" in silent.found) == ("warn", True)
 
 
+def test_a_password_of_the_tracking_server_is_sent_and_not_shown(server: str) -> None:
+    """A URI with a user is checked as MLflow's client uses it; findings leave the password out."""
+    uri = server.replace("://", "://me:hunter2@")
+    found = [doctor_checks.check_tracking(f"{uri}/good"), doctor_checks.check_tracking(uri)]
+    found.append(doctor_checks.check_tracking("postgresql://me:hunter2@db/mlflow"))
+    assert [finding.ok for finding in found] == ["ok", "warn", "warn"]
+    assert not [finding for finding in found if "hunter2" in finding.found + finding.mend]
+
+
 def test_a_cluster_that_is_not_there_says_how_to_start_one() -> None:
     """The remedy is the command."""
     finding = doctor_checks.check_cluster(_closed_port())

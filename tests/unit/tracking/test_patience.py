@@ -13,7 +13,7 @@ import pytest
 
 from ray_distill.errors import PromotionError
 from ray_distill.tracking.base import Dataset
-from ray_distill.tracking.connect import import_mlflow
+from ray_distill.tracking.delivery.connect import import_mlflow
 from ray_distill.tracking.delivery.patience import Clock, Patience
 from ray_distill.tracking.mlflow_registry import MlflowRegistry
 from ray_distill.tracking.mlflow_tracker import MlflowTracker

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from ray_distill.tracking.connect import mlflow_settings, new_client, sqlite_file, upload_timeout
+from ray_distill.tracking.delivery.connect import mlflow_settings, new_client, sqlite_file, upload_timeout
 
 COMMAND = """
 import pathlib, sys
 from ray_distill.config import TrackingConfig
 from ray_distill.tracking.open import open_tracker
 from ray_distill.tracking.place import place_of
-from ray_distill.tracking.connect import import_mlflow
+from ray_distill.tracking.delivery.connect import import_mlflow
 name, = sys.argv[1:]
 place = place_of(TrackingConfig(), campaign="first", output_url="out", environment={})
 tracker, registry = open_tracker(place, spool=pathlib.Path("spool"))

@@ -200,7 +200,7 @@ class EvalReport(Artifact):
     """Evaluation of one student beside its teacher, its baselines and the champion."""
 
     url: str
-    """Folder of the report."""
+    """URL of the report's JSON."""
     fingerprint: str
     """Of everything measured."""
     task: str
@@ -215,6 +215,11 @@ class EvalReport(Artifact):
     """Paired differences, champion minus teacher, by metric; empty without a champion."""
     notes: tuple[str, ...] = ()
     """Findings in plain words that a reviewer must see."""
+
+    @property
+    def output(self) -> str:
+        """URL of the campaign's output, in which it is ``evaluations/<key>/report.json``."""
+        return self.url.rsplit("/", 3)[0]
 
 
 class Verdict(StrEnum):

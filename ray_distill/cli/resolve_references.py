@@ -9,6 +9,7 @@ from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError
 from ray_distill.runtime.core.session import absolute
 from ray_distill.storage import files
+from ray_distill.storage.portable import WITHIN, located
 
 A = TypeVar("A", bound=Artifact)
 
@@ -62,15 +63,37 @@ def read(kind: type[A], text: str) -> A:
         ConfigError: the JSON is not an artifact of this kind.
         StorageError: the file cannot be read.
     """
-    return kind.from_json(_text(text))
+    if text.lstrip().startswith("{"):
+        return kind.from_json(text)
+    return kind.from_dict(_located(_parsed(text, f"a {kind.__name__} must be JSON"), files.absolute(text)))
+
+
+def _located(value: Any, url: str) -> Any:
+    """Return a document of an output, read from ``url``, with the URLs that it refers to.
+
+    Raises:
+        ConfigError: it is a copy that lies outside the output.
+    """
+    own = value.get("url") if isinstance(value, dict) else None
+    if not isinstance(own, str) or not own.startswith(WITHIN):
+        return value
+    below = "/" + own.removeprefix(WITHIN)
+    if not url.endswith(below):
+        raise ConfigError(f"{url} is a copy outside its campaign's output: give the file that ends with {below}")
+    return located(value, url.removesuffix(below))
+
+
+def _parsed(text: str, what: str) -> Any:
+    """Return the JSON of a text or file; ``what`` begins the error of one that is not JSON."""
+    try:
+        return json.loads(_text(text))
+    except ValueError as error:
+        raise ConfigError(f"{what}: {error}") from error
 
 
 def read_students(text: str) -> dict[str, StudentRef]:
     """Read the training job's output, a JSON object of students by arm; errors as in `read`."""
-    try:
-        value = json.loads(_text(text))
-    except ValueError as error:
-        raise ConfigError(f"the students must be the JSON that the training job printed: {error}") from error
+    value = _parsed(text, "the students must be the JSON that the training job printed")
     if not isinstance(value, dict) or not all(isinstance(item, dict) for item in value.values()):
         raise ConfigError("the students must be a JSON object {arm: student}, as the training job printed it")
     return {arm: StudentRef.from_dict(item) for arm, item in value.items()}
@@ -91,10 +114,11 @@ def _latest(config: Campaign, stage: str) -> Any:
     Raises:
         ConfigError: the stage has not been run.
     """
-    url = files.join(absolute(config).output_url, "state", f"{stage}.json")
+    output = absolute(config).output_url
+    url = files.join(output, "state", f"{stage}.json")
     if not files.exists(url):
         raise ConfigError(
             f"the campaign {config.campaign} has no result of `{stage}` yet ({url} is missing): run "
             f"`ray-distill {stage}` first, or pass the reference"
         )
-    return files.read_json(url)["result"]
+    return located(files.read_json(url)["result"], output)

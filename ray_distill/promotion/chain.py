@@ -14,6 +14,7 @@ from ray_distill.artifacts import Artifact, Decision, StudentRef, Verdict
 from ray_distill.errors import ConfigError, PromotionError
 from ray_distill.storage import files
 from ray_distill.storage.log import CommitLog, Record
+from ray_distill.storage.portable import located, portable
 
 
 class Entry(Artifact):
@@ -33,13 +34,15 @@ class Entry(Artifact):
 def read_chain(url: str) -> tuple[Entry, ...]:
     """Read the decisions under ``url``, oldest first; without any the chain is empty.
 
+    ``url`` is a folder in the campaign's output: entries refer to students below that output relative to it.
+
     Raises:
         CorruptStore: an entry is missing, is not JSON, or is not the one that was recorded.
         PromotionError: an entry is not a decision, or does not follow from the entries before it.
     """
     log = CommitLog(files.join(url, "decisions"))
     log.check_pins()
-    return _entries(log)
+    return _entries(log, url)
 
 
 def record_decision(url: str, decision: Decision, *, against: StudentRef | None, who: str, time: datetime) -> Entry:
@@ -59,7 +62,7 @@ def record_decision(url: str, decision: Decision, *, against: StudentRef | None,
     found: list[Entry] = []
 
     def build(records: Sequence[Record]) -> Record | None:
-        chain = _entries(log)
+        chain = _entries(log, url)
         if chain and chain[-1].decision == decision:
             found[:] = [chain[-1]]
             return None
@@ -73,7 +76,8 @@ def record_decision(url: str, decision: Decision, *, against: StudentRef | None,
                 after=log.digest,
             )
         ]
-        return found[0].to_dict()
+        record: Record = portable(found[0].to_dict(), _output(url))
+        return record
 
     log.check_pins()
     log.append(build)
@@ -87,11 +91,16 @@ def champion(chain: Sequence[Entry]) -> StudentRef | None:
     return next((decision.student for decision in promoted), None)
 
 
-def _entries(log: CommitLog) -> tuple[Entry, ...]:
+def _output(url: str) -> str:
+    """Return the output that the chain's folder lies in, to which its references are relative."""
+    return url.rstrip("/").rpartition("/")[0]
+
+
+def _entries(log: CommitLog, url: str) -> tuple[Entry, ...]:
     entries, root = list[Entry](), log.root
     for number, record in enumerate(log.records):
         try:
-            entry = Entry.from_dict(record)
+            entry = Entry.from_dict(located(record, _output(url)))
         except ConfigError as error:
             raise PromotionError(
                 f"{root}: entry {number} is not a decision of this version of ray-distill: {error}; use the version "

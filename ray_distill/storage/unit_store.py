@@ -18,6 +18,7 @@ from ray_distill.errors import AlreadyExists, CorruptStore, LabelError, StorageE
 from ray_distill.storage import files
 from ray_distill.storage.committed_units import Ledger
 from ray_distill.storage.log import DIGEST_BYTES, CommitLog, Record, covered
+from ray_distill.storage.portable import located, portable
 from ray_distill.storage.receipts import UnitReceipt
 
 MANIFEST_NAME = "store.json"
@@ -127,7 +128,7 @@ def create_manifest(url: str, manifest: Manifest) -> None:
     """Write a store's manifest unless it has one; many may call this at once."""
     location = files.join(url, MANIFEST_NAME)
     if not files.exists(location):
-        value = {"fingerprint": manifest.fingerprint, "manifest": manifest.to_dict()}
+        value = {"fingerprint": manifest.fingerprint, "manifest": portable(manifest.to_dict(), url)}
         with suppress(AlreadyExists):  # another writer was first: the caller compares what it wrote
             files.create_exclusive(location, files.json_bytes(value))
 
@@ -159,7 +160,7 @@ def read_manifest(url: str, kind: type[D]) -> D:
         raise
     if not isinstance(value, dict) or not isinstance(value.get("manifest"), dict):
         raise CorruptStore(f"{location}: expected a store's manifest, found something else; restore it")
-    manifest: D = kind.from_dict(value["manifest"], location)
+    manifest: D = kind.from_dict(located(value["manifest"], url), location)
     if value.get("fingerprint") != manifest.fingerprint:
         raise CorruptStore(
             f"{location}: its content has fingerprint {manifest.fingerprint}, it states {value.get('fingerprint')}: "

@@ -25,7 +25,8 @@ class ArmMarker(Document):
 
     refusal: ClassVar[type[DistillError]] = TrainingError
 
-    ref: StudentRef
+    fingerprint: str
+    """The student's; it lies beside this file."""
     plan: dict[str, Any]
     """The plan that a later run must have to reuse the arm."""
 
@@ -66,17 +67,20 @@ def export_arm(
     return shared
 
 
-def exported_arm(output: str, arm: str, plan: Mapping[str, Any], ranks: Ranks) -> StudentRef | None:
-    """Return the reference of an arm that is exported; None where it or its folder is absent.
+def exported_arm(
+    output: str, arm: str, plan: Mapping[str, Any], *, labels: LabelSetRef, ranks: Ranks
+) -> StudentRef | None:
+    """Return the reference of an exported arm; None where it or its folder is absent.
 
     Raises:
         TrainingError: it was made from other labels or settings; the message names the difference.
     """
     marker: ArmMarker | None = ranks.share(_read_marker(marker_url(output, arm)) if ranks.first else None)
-    if marker is None or not ranks.share(ranks.first and is_saved(marker.ref.url)):
+    url = files.join(output, arm)
+    if marker is None or not ranks.share(ranks.first and is_saved(url)):
         return None
-    check_plan(marker.plan, plan, f"the exported model {files.join(output, arm)}")
-    return marker.ref
+    check_plan(marker.plan, plan, f"the exported model {url}")
+    return StudentRef(url=url, fingerprint=marker.fingerprint, arm=arm, labels=labels)
 
 
 def marker_url(output: str, arm: str) -> str:
@@ -121,20 +125,14 @@ def _write(
     facts: Mapping[str, Any],
     plan: Mapping[str, Any],
 ) -> StudentRef:
-    metadata = {
-        **facts,
-        "arm": arm,
-        "validation": best.score.metrics,
-        "best_step": best.step,
-        "labels": labels.to_dict(),
-    }
+    metadata = {**facts, "arm": arm, "validation": best.score.metrics, "best_step": best.step}
     url = files.join(output, arm)
     with TemporaryDirectory(prefix="ray-distill-export-") as local:
         digest = save_model(model, Path(local), card=model_card(arm, model, best, facts), metadata=metadata)
         files.delete(url)
         files.upload_folder(Path(local), url)
     ref = StudentRef(url=url, fingerprint=digest, arm=arm, labels=labels)
-    files.write_json(marker_url(output, arm), ArmMarker(ref=ref, plan=dict(plan)).to_dict())
+    files.write_json(marker_url(output, arm), ArmMarker(fingerprint=digest, plan=dict(plan)).to_dict())
     return ref
 
 

@@ -25,6 +25,7 @@ from ray_distill.models.core.model import Model
 from ray_distill.models.students.build import build_student
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
+from ray_distill.storage.portable import movable
 from ray_distill.students.arms import Arm, arm_by_name, arm_rows
 from ray_distill.students.checkpoints.store import prune
 from ray_distill.students.data.answer_format import LearnFacet, learn_facet
@@ -119,7 +120,9 @@ def run_arms(job: TrainingJob, reporter: Reporter) -> list[StudentRef]:
     arms = [arm_by_name(name) for name in job.arms]
     if not job.resume:
         _clear(job, ranks)
-    done = {arm.name: exported_arm(job.output, arm.name, arm_plan(job, arm), ranks) for arm in arms}
+    done = {
+        arm.name: exported_arm(job.output, arm.name, arm_plan(job, arm), labels=job.labels, ranks=ranks) for arm in arms
+    }
     refs = {name: exported for name, exported in done.items() if exported is not None}
     for name, ref in refs.items():
         log.info("%s is already trained: %s is reused", name, ref.url)
@@ -146,7 +149,7 @@ def arm_plan(job: TrainingJob, arm: Arm) -> dict[str, Any]:
     plan = identity(student)
     for name, loss in losses.items():  # adds the defaults of the loss, which are not in the configuration
         plan["losses"][name] |= plain_settings(name, loss, _learn(config).LOSSES)
-    return {"labels": job.labels.fingerprint, "arm": arm.name, "seed": job.seed, **plan}
+    return {"labels": job.labels.fingerprint, "arm": arm.name, "seed": job.seed, **movable(plan, config.output_url)}
 
 
 def _by_content(mixture: MixtureConfig | None, others: Sequence[LabelSetRef]) -> MixtureConfig | None:

@@ -33,6 +33,7 @@ from ray_distill.tracking.operations import (
     SetTags,
 )
 from ray_distill.tracking.records import MAX_DIGEST, split_params
+from ray_distill.tracking.relocate import ARTIFACTS
 from ray_distill.tracking.views import DESCRIPTION, TITLE, experiment_tags
 
 logger = logging.getLogger(__name__)
@@ -297,7 +298,7 @@ class Client:
 def _artifact_location(uri: str) -> str | None:
     """Return a folder beside a local SQLite file; None lets a server choose the location."""
     database = sqlite_file(uri)
-    return None if database is None else (database.parent / "mlartifacts").as_uri()
+    return None if database is None else (database.parent / ARTIFACTS).as_uri()
 
 
 def _named(tags: Mapping[str, str]) -> dict[str, str]:

@@ -55,6 +55,7 @@ from ray_distill.runtime.stages.label import head_of
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.run import TrainingJob, run_arms
+from ray_distill.students.telemetry.curves import curve_url, read_curve
 from ray_distill.students.telemetry.reporter import SilentReporter
 from ray_distill.tasks.answers.classes.evaluation.measures import compare, measure
 from ray_distill.tasks.answers.classes.evaluation.predictions import log_probabilities
@@ -127,16 +128,6 @@ class Asked:
     seeds: tuple[int, ...]
     weights: tuple[float, ...] | None
     """Of hidden losses; None: each data's own."""
-
-
-class Watching(SilentReporter):
-    """Keeps the last validation NLL."""
-
-    def __init__(self) -> None:
-        self.validation = math.nan
-
-    def metrics(self, arm: str, step: int, values: Mapping[str, float]) -> None:
-        self.validation = values.get("validation_nll", self.validation)
 
 
 def main() -> None:
@@ -269,15 +260,20 @@ def _train(
         arms=("baseline_hard_labels",) if arm == "hard" else ("student",),
         teacher_rows_url=fitted_rows_url(head) if head else None,
     )
-    watching = Watching()
-    (ref,) = run_arms(job, watching)
+    (ref,) = run_arms(job, SilentReporter())
     results.mkdir(exist_ok=True)
     pq.write_table(_answers(config, labels[pool], load_model(ref.url, task=config.task)), results / f"{name}.parquet")
-    facts = {"validation": watching.validation, "seconds": time.monotonic() - started}
+    facts = {"validation": _validation(output, ref.arm), "seconds": time.monotonic() - started}
     kept.write_text(json.dumps(facts))
     files.delete(output)
     _say(f"{data} {name}: validation NLL {facts['validation']:.4f}, {facts['seconds']:.0f} s")
     return facts
+
+
+def _validation(output: str, arm: str) -> float:
+    """The last validation NLL of its curve, which a student has that an earlier command trained, too."""
+    curve = read_curve(curve_url(output, arm))
+    return [values["validation_nll"] for _, values in sorted(curve.items()) if "validation_nll" in values][-1]
 
 
 def losses_of(arm: str, weight: float, soft: Mapping[str, Any]) -> dict[str, Any]:

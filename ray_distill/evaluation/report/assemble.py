@@ -14,6 +14,7 @@ from ray_distill.evaluation.measures.intervals import Resampling
 from ray_distill.evaluation.measures.power import established
 from ray_distill.evaluation.measures.robustness import Robustness
 from ray_distill.fingerprint import fingerprint
+from ray_distill.storage.portable import portable
 from ray_distill.tasks.answers.family import Answers
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.metrics import Metric
@@ -78,8 +79,9 @@ def judge(
 
 
 def content_fingerprint(report: EvalReport) -> str:
-    """Return the fingerprint that a report's content has, wherever it lies."""
-    return fingerprint({key: value for key, value in report.to_dict().items() if key not in ("url", "fingerprint")})
+    """Return the fingerprint that a report's content has, wherever its output lies."""
+    content = {name: value for name, value in report.to_dict().items() if name not in ("url", "fingerprint")}
+    return fingerprint(portable(content, report.output))
 
 
 def _model_report(

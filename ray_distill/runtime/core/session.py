@@ -21,10 +21,12 @@ from ray_distill.fingerprint import fingerprint
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.class_names import with_teacher_names
 from ray_distill.storage import files
+from ray_distill.storage.portable import located, movable, portable
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tracking.base import Registry, Run, Tracker
 from ray_distill.tracking.open import open_tracker
 from ray_distill.tracking.place import place_of
+from ray_distill.tracking.relocate import relocate
 from ray_distill.tracking.views import review_columns
 
 
@@ -56,11 +58,12 @@ class Session:
         found = files.read_json(url)
         if not isinstance(found, dict) or not {"key", "result"} <= set(found):
             raise ConfigError(f"{url} is not the result of a stage: delete it, and the stage is run again")
-        return found
+        return {"key": found["key"], "result": located(found["result"], self.config.output_url)}
 
     def finish(self, stage: str, key: str, result: Any) -> None:
-        """Store a stage's result under the key of its inputs."""
-        files.write_json(self.url(self.state, f"{stage}.json"), {"key": key, "result": result})
+        """Store a stage's result under the key of its inputs, with `portable` references."""
+        kept = portable(result, self.config.output_url)
+        files.write_json(self.url(self.state, f"{stage}.json"), {"key": key, "result": kept})
 
     def costs(self) -> list[StageCost]:
         """Return `stage_costs` of the campaign."""
@@ -118,6 +121,8 @@ def open_session(config: Campaign, *, sweep: bool = False) -> Iterator[Session]:
     """
     config = with_teacher_names(absolute(config))
     place = place_of(config.tracking, campaign=config.campaign, output_url=config.output_url)
+    if place is not None and not place.uri_from and relocate(place.uri):
+        console.report("record: this output was moved or copied: its records refer to the artifacts beside them now")
     tracker, registry = open_tracker(place, spool=_spool(config), columns=review_columns(get_task(config.task).answers))
     console.report(f"record: {record_line(config)}")
     state = files.join(config.output_url, "state", f"parent-{parent_key(config, sweep=sweep)}.json")
@@ -199,7 +204,7 @@ def parent_key(config: Campaign, *, sweep: bool = False) -> str:
     settings = {"campaign": identity(config)}
     if sweep and config.sweep is not None:
         settings["sweep"] = identity(config.sweep)
-    return fingerprint(settings)[:12]
+    return fingerprint(movable(settings, config.output_url))[:12]
 
 
 def _spool(config: Campaign) -> Path:

@@ -40,6 +40,7 @@ from ray_distill.runtime.stages.snapshot import freeze, open_for
 from ray_distill.snapshots.labelled_rows import labelled_rows
 from ray_distill.snapshots.reader import Snapshot
 from ray_distill.storage import files
+from ray_distill.storage.portable import located
 from ray_distill.students.data.answer_format import learn_facet
 from ray_distill.students.objective.loss_settings import temperatures_of
 from ray_distill.students.objective.validate_losses import MIN_RETAINED_MASS, too_little_mass
@@ -81,7 +82,7 @@ def _frozen(config: Campaign) -> SnapshotRef:
     url = files.join(config.output_url, "state", "snapshot.json")
     known = files.read_json(url) if files.exists(url) else {}
     if known.get("key") == campaign.snapshot_key(config):
-        ref = SnapshotRef.from_dict(known["result"])
+        ref = SnapshotRef.from_dict(located(known["result"], config.output_url))
         if files.exists(files.join(ref.url, "snapshot.json")):
             return ref
     return freeze(config)

@@ -88,7 +88,7 @@ def _fit(config: Campaign, snapshot: SnapshotRef, progress: Callable[[str, int, 
         prepare=task.answers.model.head_fit,
         collate=task.inputs.collate,
         seed=config.seed,
-        url=files.join(config.output_url, "heads"),
+        url=files.join(config.store_url, "heads"),
         batch=config.labels.resources.batch,
         progress=progress,
     )

@@ -31,6 +31,7 @@ from ray_distill.runtime.stages.judge import Judged, judge_students
 from ray_distill.snapshots.labelled_rows import in_words
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
+from ray_distill.storage.portable import movable, portable
 from ray_distill.students.arms import ARMS
 from ray_distill.students.telemetry.curves import curve_url, read_curve
 from ray_distill.tasks.catalogue import get_task
@@ -79,7 +80,7 @@ def evaluate(session: Session, students: Mapping[str, StudentRef]) -> EvalReport
             )
         keep_texts(judged, config.evaluation.new_tokens)
         keep_predictions(judged)
-        files.write_json(judged.report.url, judged.report.to_dict())
+        files.write_json(judged.report.url, portable(judged.report.to_dict(), config.output_url))
         _record(session, stage, judged.report)
     session.finish("evaluate", key, {"report": judged.report.to_dict(), "champion": present and present.fingerprint})
     for note in judged.report.notes:
@@ -89,19 +90,18 @@ def evaluate(session: Session, students: Mapping[str, StudentRef]) -> EvalReport
 
 def key_of(config: Campaign, students: Mapping[str, StudentRef]) -> str:
     """Return the key of everything that decides a report."""
-    return fingerprint(
-        {
-            "students": {arm: ref.fingerprint for arm, ref in students.items()},
-            "seed": config.seed,
-            "snapshot": students["student"].labels.snapshot.fingerprint,
-            "task": config.task,
-            "evaluation": identity(config.evaluation),
-            "teacher": identity(config.labels.teacher),
-            "resources": identity(config.labels.resources),
-            "columns": identity(config.snapshot.columns),
-            "slices": list(config.snapshot.test_slices),
-        }
-    )
+    settings = {
+        "students": {arm: ref.fingerprint for arm, ref in students.items()},
+        "seed": config.seed,
+        "snapshot": students["student"].labels.snapshot.fingerprint,
+        "task": config.task,
+        "evaluation": identity(config.evaluation),
+        "teacher": identity(config.labels.teacher),
+        "resources": identity(config.labels.resources),
+        "columns": identity(config.snapshot.columns),
+        "slices": list(config.snapshot.test_slices),
+    }
+    return fingerprint(movable(settings, config.output_url))
 
 
 def _record(session: Session, stage: Stage, report: EvalReport) -> None:

@@ -19,6 +19,7 @@ from ray_distill.sequences.derive import Derived, require_answers
 from ray_distill.sequences.store import SequenceStore, create_or_open
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
+from ray_distill.storage.portable import movable
 from ray_distill.tasks.catalogue import get_task
 
 
@@ -179,15 +180,14 @@ def key_of(config: Campaign, snapshot: SnapshotRef) -> str:
 
     The teacher's files count by name, size and time, to be cheap.
     """
-    return fingerprint(
-        {
-            "snapshot": snapshot.fingerprint,
-            "seed": config.seed,
-            "task": config.task,
-            "sequences": identity(_settings(config)),
-            "teacher": identity(config.labels.teacher),
-            "resources": identity(config.labels.resources),
-            "frozen": identity(config.snapshot),
-            "teacher_files": label.model_files(config.labels.teacher.model),
-        }
-    )
+    settings = {
+        "snapshot": snapshot.fingerprint,
+        "seed": config.seed,
+        "task": config.task,
+        "sequences": identity(_settings(config)),
+        "teacher": identity(config.labels.teacher),
+        "resources": identity(config.labels.resources),
+        "frozen": identity(config.snapshot),
+        "teacher_files": label.model_files(config.labels.teacher.model),
+    }
+    return fingerprint(movable(settings, config.output_url))

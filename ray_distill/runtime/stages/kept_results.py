@@ -5,7 +5,7 @@
     <output>/kept/trust/<key>.json                       the teacher's numbers on newer traffic, before `relabel` stores
 
 A key covers everything that decides its result, so that none is used for another teacher, snapshot or setting.
-Fitted heads are kept in the same way, in ``<output>/heads`` (`models.heads.fit_head`).
+Fitted heads are kept in the same way, in the label store's ``heads`` (`models.heads.fit_head`).
 """
 
 import json

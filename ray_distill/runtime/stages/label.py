@@ -29,6 +29,7 @@ from ray_distill.runtime.stages.snapshot import open_for
 from ray_distill.snapshots.labelled_rows import labelled_rows
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
+from ray_distill.storage.portable import movable
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tracking.base import Dataset, Run
 
@@ -313,16 +314,15 @@ def key_of(config: Campaign, snapshot: SnapshotRef) -> str:
     The store is part of the key, because the result refers to it. The teacher's files count by name, size and time, to
     be cheap.
     """
-    return fingerprint(
-        {
-            "snapshot": snapshot.fingerprint,
-            "labels": identity(config.labels),
-            "store": config.store_url,
-            "task": config.task,
-            "seed": config.seed,
-            "teacher_files": model_files(config.labels.teacher.model),
-        }
-    )
+    settings = {
+        "snapshot": snapshot.fingerprint,
+        "labels": identity(config.labels),
+        "store": config.store_url,
+        "task": config.task,
+        "seed": config.seed,
+        "teacher_files": model_files(config.labels.teacher.model),
+    }
+    return fingerprint(movable(settings, config.output_url))
 
 
 def model_files(model: str) -> list[Any]:

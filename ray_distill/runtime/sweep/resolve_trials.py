@@ -21,6 +21,7 @@ from ray_distill.runtime.sweep.trial_worker import STOPPED, PlannedTrial, Stoppe
 from ray_distill.runtime.training.label_mixture import mixed_labels
 from ray_distill.snapshots.reader import Snapshot
 from ray_distill.storage import files
+from ray_distill.storage.portable import movable
 from ray_distill.students.arms import arm_by_name
 from ray_distill.students.data.answer_format import learn_facet
 from ray_distill.students.export import exported_arm
@@ -61,7 +62,7 @@ def checked_trials(config: Campaign) -> tuple[Trial, ...]:
 
 def label_key(config: Campaign) -> str:
     """Return the key of a sweep's label set; trials with the same one share their labels."""
-    return fingerprint(identity(config.labels))[:12]
+    return fingerprint(movable(identity(config.labels), config.output_url))[:12]
 
 
 def labelling(base: Campaign, trials: Sequence[Trial]) -> dict[str, Campaign]:
@@ -192,7 +193,9 @@ def on_disk(planned: PlannedTrial) -> TrialResult | None:
         TrainingError: the trial's folder contains a different student.
     """
     job = planned.job
-    exported = exported_arm(job.output, ARM, arm_plan(job, arm_by_name(ARM)), Ranks(rank=0, world=1))
+    exported = exported_arm(
+        job.output, ARM, arm_plan(job, arm_by_name(ARM)), labels=job.labels, ranks=Ranks(rank=0, world=1)
+    )
     if exported is not None:
         return finished(planned, exported)
     stopped = read_marker(job.output, STOPPED, StoppedTrial)

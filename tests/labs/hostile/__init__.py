@@ -1,0 +1,5 @@
+"""Try to make a campaign promote what nobody judged, lose labels, show a secret, or end without a way out.
+
+``python -m tests.labs.hostile FOLDER`` runs every try and prints a table; `.ci/nightly` does (part ``hostile``), and
+`tests/e2e/test_hostile.py` runs a third of them by turns.
+"""

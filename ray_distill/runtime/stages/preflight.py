@@ -6,6 +6,7 @@ from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError, DistillError, ModelError
 from ray_distill.losses.base import Labels
 from ray_distill.models.core.module_function import import_factory, is_factory
+from ray_distill.promotion.chain import read_chain
 from ray_distill.promotion.rules import wrong_limits
 from ray_distill.runtime.core.class_names import unnamed_classes
 from ray_distill.runtime.model_checks.check import check_models
@@ -32,9 +33,10 @@ def preflight(config: Campaign, *, teacher: bool = True, student: bool = True, c
         call: whether a teacher that is a function is called in this process: by a dry run alone.
 
     Raises:
-        DistillError: as `check` and `check_models`; nothing has been spent.
+        DistillError: as `check`, `read_chain` and `check_models`; nothing has been spent.
     """
     check(config, teacher=teacher)
+    read_chain(files.join(config.output_url, "promotion"))  # `promote` must be able to continue it
     return check_models(config, teacher=teacher, student=student, call=call)
 
 

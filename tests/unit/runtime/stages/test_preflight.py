@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from ray_distill.config import parse_config
-from ray_distill.errors import ConfigError
-from ray_distill.runtime.stages.preflight import check, unknown_objective
+from ray_distill.errors import ConfigError, PromotionError
+from ray_distill.runtime.stages.preflight import check, preflight, unknown_objective
 from ray_distill.runtime.sweep.resolve_trials import checked_trials
 
 
@@ -62,3 +62,21 @@ def test_an_objective_that_is_never_measured_is_refused_before_labelling(objecti
     assert near in line
     with pytest.raises(ConfigError, match=f"1 wrong field.*\n  sweep.objective: .*{objective}"):
         checked_trials(config)
+
+
+def test_a_chain_that_cannot_be_continued_is_refused_before_anything_is_spent(tmp_path: Path) -> None:
+    """An entry of another version would end the campaign at its last stage, when all is paid for."""
+    log = tmp_path / "out" / "promotion" / "decisions" / "log"
+    log.mkdir(parents=True)
+    (log / "000000000000.json").write_text('{"kind": "Entry", "time": "then"}')
+    config = parse_config(
+        {
+            "campaign": "c",
+            "task": "text_classification",
+            "output": str(tmp_path / "out"),
+            "snapshot": {"source": "rows.jsonl"},
+            "labels": {"teacher": {"model": "ray_distill.testing.models:tiny_text_model"}},
+        }
+    )
+    with pytest.raises(PromotionError, match="entry 0 is not a decision of this version.*move the folder away"):
+        preflight(config)

@@ -3,7 +3,8 @@
     DistillError
     ├── ConfigError          the configuration, or two configurations that must agree
     ├── StorageError         a file system refused, lied, or is full
-    │   └── AlreadyExists    an exclusive create lost its race
+    │   ├── AlreadyExists    an exclusive create lost its race
+    │   └── InUse            another command is at work in a folder
     ├── SnapshotError        the input cannot be frozen
     ├── LabelError           labels cannot be made, or must not be used
     │   ├── CorruptStore     bytes differ from what the log promised
@@ -35,6 +36,10 @@ class StorageError(DistillError):
 
 class AlreadyExists(StorageError):
     """An exclusive create found the name taken: somebody else won the race."""
+
+
+class InUse(StorageError):
+    """Another command is at work in a folder; the same command works once that has ended."""
 
 
 class SnapshotError(DistillError):

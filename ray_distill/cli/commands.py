@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 #: Exit status of an error in the input, the configuration or the machine.
 FAILED = 1
 
+#: Command of which several processes may work on one output: they share the units.
+SHARING = "label"
+
 
 def quickstart(options: argparse.Namespace) -> int:
     """Run `ray-distill quickstart`."""
@@ -225,10 +228,11 @@ def _stage(options: argparse.Namespace, command: "Callable[[Campaign], Any]", sh
         with located_errors(options.config, options.set):
             lines = _plan_of(options, config)
         return _print_plan(options, lines)
-    from ray_distill.runtime.core import connection
+    from ray_distill.runtime.core import at_work, connection
 
     with (
         redirect_stdout(sys.stderr) if options.json else nullcontext(),
+        at_work.working(config, f"ray-distill {options.name}", shared=options.name == SHARING),
         connection.connected(options.address),
         located_errors(options.config, options.set),
     ):

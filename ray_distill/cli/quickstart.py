@@ -17,6 +17,8 @@ from ray_distill.examples import mnist
 from ray_distill.runtime import campaign
 from ray_distill.runtime.campaign import CampaignResult
 from ray_distill.runtime.core import connection, console
+from ray_distill.runtime.core.at_work import LOCK
+from ray_distill.storage.locks import at_work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +54,10 @@ class QuickstartResult:
 def quickstart(output: str, address: str | None = None) -> QuickstartResult:
     """Run the quickstart, or continue an interrupted one."""
     folder = Path(output).resolve()
-    config = prepare(folder)
-    with connection.connected(address):
-        return QuickstartResult(result=campaign.run(config))
+    with at_work(str(folder), LOCK, "ray-distill quickstart"):
+        config = prepare(folder)
+        with connection.connected(address):
+            return QuickstartResult(result=campaign.run(config))
 
 
 def prepare(folder: Path) -> Campaign:

@@ -11,7 +11,6 @@ import os
 import shlex
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -25,6 +24,7 @@ from ray_distill.cli.submit_checks import check_submission
 from ray_distill.config import Campaign
 from ray_distill.errors import ClusterError
 from ray_distill.storage.proxies import keep_loopback_direct
+from ray_distill.storage.scratch import Scratch
 
 #: Text of the error while a head's agent is starting; how long to wait for the agent, and the seconds between tries.
 NO_AGENT, AGENT_SECONDS, RETRY_SECONDS = "No available agent", 60.0, 2.0
@@ -114,10 +114,10 @@ def _staged(job: str, config: Path, working_dir: Path) -> Iterator[Path]:
             "or name its folder as the working dir"
         )
     _refuse_large(source)
-    with tempfile.TemporaryDirectory(prefix="ray-distill-submit-") as name:
-        shutil.copytree(source, Path(name) / "jobs", ignore=shutil.ignore_patterns("__pycache__", ".*"))
-        shutil.copyfile(config, Path(name) / config.name)
-        yield Path(name)
+    with Scratch("submit") as scratch:
+        shutil.copytree(source, scratch.path / "jobs", ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        shutil.copyfile(config, scratch.path / config.name)
+        yield scratch.path
 
 
 def _refuse_large(folder: Path) -> None:

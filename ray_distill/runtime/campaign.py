@@ -84,7 +84,7 @@ def label(config: Campaign, snapshot: SnapshotRef) -> LabelSetRef:
         DistillError: as `preflight`; the student is checked where `student.model` is given.
     """
     _report(preflight(config, student=names_student(config)))
-    with open_session(config) as session:
+    with open_session(config, shared=True) as session:
         return label_stage.label(session, snapshot)
 
 

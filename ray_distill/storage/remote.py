@@ -40,7 +40,7 @@ S3_CLIENT = {
 READ_AHEAD = 2**20
 
 _S3 = ("s3", "s3a")
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NO_CREDENTIALS = (
     "NoCredentialsError",
     "PartialCredentialsError",
@@ -154,7 +154,7 @@ def is_transient(error: BaseException) -> bool:
         return True
     if isinstance(error, _FINAL) or is_taken(error) or type(error).__name__ in _NO_CREDENTIALS:
         return False
-    return getattr(error, "errno", None) not in (*_NO_SPACE, errno.EROFS, errno.ENAMETOOLONG)
+    return getattr(error, "errno", None) not in (*NO_SPACE, errno.EROFS, errno.ENAMETOOLONG)
 
 
 def is_taken(error: BaseException) -> bool:
@@ -180,7 +180,7 @@ def translate(error: BaseException, url: str, what: str) -> StorageError:
         return StorageError(f"{failed}: permission denied ({detail}); check the permissions and the credentials")
     if type(error).__name__ in _NO_CREDENTIALS:
         return StorageError(f"{failed}: no credentials ({detail}); provide them as {protocol(url)}:// expects")
-    if getattr(error, "errno", None) in _NO_SPACE:
+    if getattr(error, "errno", None) in NO_SPACE:
         return StorageError(f"{failed}: no space left; free some and run again, finished work is kept")
     return StorageError(f"{failed}: {type(error).__name__}: {detail}; run again if the cause may have passed")
 

@@ -4,8 +4,6 @@ import copy
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 from ray_distill.artifacts import Document, LabelSetRef, StudentRef
@@ -14,6 +12,7 @@ from ray_distill.models.core.checkpoint_files import is_saved
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.save import save_model
 from ray_distill.storage import files
+from ray_distill.storage.scratch import Scratch
 from ray_distill.students.checkpoints.store import check_plan
 from ray_distill.students.loop.best_result import Best
 from ray_distill.students.process_group import Ranks
@@ -127,10 +126,10 @@ def _write(
 ) -> StudentRef:
     metadata = {**facts, "arm": arm, "validation": best.score.metrics, "best_step": best.step}
     url = files.join(output, arm)
-    with TemporaryDirectory(prefix="ray-distill-export-") as local:
-        digest = save_model(model, Path(local), card=model_card(arm, model, best, facts), metadata=metadata)
+    with Scratch("export") as scratch:
+        digest = save_model(model, scratch.path, card=model_card(arm, model, best, facts), metadata=metadata)
         files.delete(url)
-        files.upload_folder(Path(local), url)
+        files.upload_folder(scratch.path, url)
     ref = StudentRef(url=url, fingerprint=digest, arm=arm, labels=labels)
     files.write_json(marker_url(output, arm), ArmMarker(fingerprint=digest, plan=dict(plan)).to_dict())
     return ref

@@ -20,6 +20,9 @@ from ray_distill.storage import files
 from ray_distill.storage.receipts import part_file, quarantine_file
 from ray_distill.storage.unit_store import MANIFEST_NAME, UnitStore, create_manifest, read_manifest
 
+#: Lock of a local store: shared by its labellers, held alone by who deletes attempts that the log does not name.
+STORE_LOCK = "lock"
+
 #: Row ids of committed units that an open store keeps: 64 MB at most, however large the store.
 CACHED_ROWS = 1 << 22
 

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -19,13 +20,14 @@ from ray_distill.labels.model.rowids import RowIds, SnapshotRows
 from ray_distill.labels.model.signal import DISTRIBUTIONS, HIDDEN, hidden_part, signal_of
 from ray_distill.labels.model.validity import unusable
 from ray_distill.labels.model.work_units import Receipt, unit_id
-from ray_distill.labels.store.label_store import LabelStore, UnitRows, open_store, snapshot_row_ids
+from ray_distill.labels.store.label_store import STORE_LOCK, LabelStore, UnitRows, open_store, snapshot_row_ids
 from ray_distill.labels.store.reader import read_hidden, read_labels
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.storage.committed_units import Ledger
 from ray_distill.storage.files import FileInfo
 from ray_distill.storage.local import is_unfinished
+from ray_distill.storage.locks import at_work
 from ray_distill.storage.log import DIGEST_BYTES, CommitLog, Record, check_checkpoint, covered, damaged_checkpoint
 from ray_distill.storage.receipts import part_file, quarantine_file, read_verified
 
@@ -118,7 +120,15 @@ def audit(
     Raises:
         LabelError: there is no store, or a later release wrote it. Damage is reported, not raised.
         StorageError: the file system fails.
+        InUse: ``clean``, and a labeller is at work on the store.
     """
+    with at_work(store_url, STORE_LOCK, "ray-distill audit --clean") if clean else nullcontext():
+        return _audit(store_url, snapshot, clean=clean, older_than=older_than, most=most)
+
+
+def _audit(
+    store_url: str, snapshot: SnapshotRows | SnapshotRef | str | None, *, clean: bool, older_than: float, most: float
+) -> AuditReport:
     # Files first, log second: what is committed in between is then no orphan.
     present = _attempt_files(store_url)
     try:

@@ -3,7 +3,6 @@
 import hashlib
 import importlib.util
 import json
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -15,6 +14,7 @@ from transformers.utils import logging
 from ray_distill.errors import ChangedModel, ConfigError, ModelError
 from ray_distill.fingerprint import canonical_json
 from ray_distill.storage import files
+from ray_distill.storage.scratch import Scratch
 
 #: A saved model's description of itself, beside the transformers files.
 METADATA_FILE = "ray_distill.json"
@@ -58,9 +58,9 @@ def open_checkpoint(url: str, *, weights: bool = True) -> Iterator[Path]:
             )
         yield folder
         return
-    with tempfile.TemporaryDirectory(prefix="ray_distill-") as temporary:
-        _download(url, Path(temporary), weights=weights)
-        yield Path(temporary)
+    with Scratch("model") as scratch:
+        _download(url, scratch.path, weights=weights)
+        yield scratch.path
 
 
 def check_files(folder: Path, url: str) -> None:

@@ -5,7 +5,6 @@ Image processors run on Pillow and numpy; torchvision is never needed.
 
 import copy
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from ray_distill.errors import ModelError
 from ray_distill.fingerprint import fingerprint, sha256
 from ray_distill.labels.model.ragged import RaggedArray
 from ray_distill.models.core.checkpoint_files import gguf_file
+from ray_distill.storage.scratch import Scratch
 from ray_distill.tasks.inputs import pixels
 from ray_distill.tasks.inputs.pixels import Pixels
 
@@ -275,9 +275,9 @@ def tokenizer_content(tokenizer: Any) -> Any:
     if getattr(tokenizer, "is_fast", False):
         content = json.loads(tokenizer.backend_tokenizer.to_str())
         return {key: value for key, value in content.items() if key not in ("truncation", "padding")}
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.suffix != ".json")
+    with Scratch("tokenizer") as scratch:
+        tokenizer.save_pretrained(scratch.path)
+        files = sorted(path for path in scratch.path.rglob("*") if path.is_file() and path.suffix != ".json")
         return {path.name: sha256(path.read_bytes()) for path in files} | {"vocab": tokenizer.get_vocab()}
 
 

@@ -19,6 +19,7 @@ from ray_distill.errors import ConfigError
 from ray_distill.evaluation.measures.cost import Meter, StageCost, metered, stage_metrics
 from ray_distill.fingerprint import fingerprint
 from ray_distill.runtime.core import console
+from ray_distill.runtime.core.at_work import working
 from ray_distill.runtime.core.class_names import with_teacher_names
 from ray_distill.storage import files
 from ray_distill.storage.portable import located, movable, portable
@@ -114,11 +115,25 @@ class Stage:
 
 
 @contextmanager
-def open_session(config: Campaign, *, sweep: bool = False) -> Iterator[Session]:
-    """Open the campaign: its tracker and its parent run.
+def open_session(config: Campaign, *, sweep: bool = False, shared: bool = False) -> Iterator[Session]:
+    """Open the campaign for one command: its output, its tracker and its parent run.
 
     The parent run is the same for every command with this config; a sweep has a parent run of its own.
+
+    Args:
+        config: the campaign.
+        sweep: open the parent run of the sweep.
+        shared: whether another such command may work on the output at the same time.
+
+    Raises:
+        InUse: another command is at work on the output.
     """
+    with working(config, shared=shared), _open(config, sweep=sweep) as session:
+        yield session
+
+
+@contextmanager
+def _open(config: Campaign, *, sweep: bool) -> Iterator[Session]:
     config = with_teacher_names(absolute(config))
     place = place_of(config.tracking, campaign=config.campaign, output_url=config.output_url)
     if place is not None and not place.uri_from and relocate(place.uri):

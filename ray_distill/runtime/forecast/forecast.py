@@ -23,6 +23,7 @@ from ray_distill.labels.sizing.options import recommend
 from ray_distill.labels.store.label_store import LabelStore, create_or_open
 from ray_distill.runtime import campaign
 from ray_distill.runtime.core import console
+from ray_distill.runtime.core.at_work import SCRATCH, working
 from ray_distill.runtime.core.class_names import with_teacher_names
 from ray_distill.runtime.core.session import absolute
 from ray_distill.runtime.forecast.campaign_forecast import Labelled, forecast_campaign
@@ -65,13 +66,14 @@ def plan(config: Campaign) -> PlanReport:
         ClusterError: the actors do not fit the cluster, or a part of the probe failed.
     """
     preflight(config, student=names_student(config))
-    config = with_teacher_names(absolute(config))
-    snapshot = _frozen(config)
-    scratch = files.join(config.output_url, f"plan-{uuid.uuid4().hex}")
-    try:
-        return _plan(config, snapshot, scratch)
-    finally:
-        files.delete(scratch)
+    with working(config):
+        config = with_teacher_names(absolute(config))
+        snapshot = _frozen(config)
+        scratch = files.join(config.output_url, f"{SCRATCH}{uuid.uuid4().hex}")
+        try:
+            return _plan(config, snapshot, scratch)
+        finally:
+            files.delete(scratch)
 
 
 def _frozen(config: Campaign) -> SnapshotRef:

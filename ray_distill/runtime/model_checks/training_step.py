@@ -2,7 +2,6 @@
 
 import copy
 import random
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +15,7 @@ from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.signal import DISTRIBUTIONS
 from ray_distill.models.core.model import Model
 from ray_distill.runtime.model_checks.made_up_labels import made_up_rows, made_up_signal, made_up_truth
+from ray_distill.storage.scratch import Scratch
 from ray_distill.students.data.answer_format import AnswerFormat, learn_facet
 from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.engines.engine import checkpoint_activations
@@ -42,8 +42,8 @@ def try_step(config: Campaign, student: Model, manifest: StoreManifest, widths: 
         ConfigError: losses, labels and student do not match.
         TrainingError: the student does not take the step; the message has its batch sizes.
     """
-    with _same_random_numbers(), tempfile.TemporaryDirectory(prefix="ray-distill-check-") as folder:
-        run, module = _prepare(config, student, manifest, widths=widths, folder=folder)
+    with _same_random_numbers(), Scratch("check") as scratch:
+        run, module = _prepare(config, student, manifest, widths=widths, folder=str(scratch.path))
         if run is None:
             return
         engine = TorchEngine(module, run.training, ALONE)

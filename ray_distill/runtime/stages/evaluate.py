@@ -1,8 +1,6 @@
 """Run the evaluation stage: judge the models; record metrics, plots, page and student."""
 
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -32,6 +30,7 @@ from ray_distill.snapshots.labelled_rows import in_words
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.storage.portable import movable, portable
+from ray_distill.storage.scratch import Scratch
 from ray_distill.students.arms import ARMS
 from ray_distill.students.telemetry.curves import curve_url, read_curve
 from ray_distill.tasks.catalogue import get_task
@@ -124,8 +123,8 @@ def log_student(session: Session, report: EvalReport) -> str | None:
         Its URI; None while the tracking server is unreachable.
     """
     example = example_of(session.config, report.student.labels.snapshot)
-    with tempfile.TemporaryDirectory(prefix="ray-distill-model-") as folder:
-        local = files.download_folder(report.student.url, Path(folder))
+    with Scratch("model") as scratch:
+        local = files.download_folder(report.student.url, scratch.path)
         verify_trained(local, report.student)  # the copy itself: what is logged is what was judged
         return session.parent.model(
             local,
@@ -243,8 +242,8 @@ def publish(session: Session, run: Run, report: EvalReport, decision: Decision) 
     )
     url = files.join(_folder(report), "report.html")
     files.write_bytes(url, page.encode())
-    with tempfile.TemporaryDirectory(prefix="ray-distill-report-") as folder:
-        target = Path(folder)
+    with Scratch("report") as scratch:
+        target = scratch.path
         (target / "report.html").write_text(page, encoding="utf-8")
         (target / "report.json").write_bytes(files.json_bytes(report.to_dict()))
         if texts:

@@ -13,7 +13,7 @@ from ray_distill.fingerprint import fingerprint
 from ray_distill.labels.format.fitted_arrays import write_fits
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.work_units import Coverage, WorkUnit
-from ray_distill.labels.store.label_store import LabelStore, create_or_open, open_store
+from ray_distill.labels.store.label_store import STORE_LOCK, LabelStore, create_or_open, open_store
 from ray_distill.promotion.chain import champion, read_chain
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.console import Progress
@@ -29,6 +29,7 @@ from ray_distill.runtime.stages.snapshot import open_for
 from ray_distill.snapshots.labelled_rows import labelled_rows
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
+from ray_distill.storage.locks import at_work
 from ray_distill.storage.portable import movable
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tracking.base import Dataset, Run
@@ -220,7 +221,9 @@ def _label(job: LabelJob, store: LabelStore, coverage: Coverage, config: Campaig
             f"{coverage.rows_quarantined} of {coverage.rows_total} rows are in quarantine already, more than the "
             f"{limit} that labels.max_bad_fraction allows: correct the source, or raise the limit"
         )
-    with Progress("label", coverage.rows_left) as progress:
+    # Labellers share a store, of whatever campaigns; `audit --clean` waits for them.
+    store_lock = at_work(store.url, STORE_LOCK, f"ray-distill: labelling for {config.campaign}", shared=True)
+    with store_lock, Progress("label", coverage.rows_left) as progress:
         return label_units(
             job, store, coverage.units, max_rejected=limit - coverage.rows_quarantined, progress=progress.add
         )

@@ -1,9 +1,7 @@
 """Publish a sweep's tables, figures, page and best campaign, as files and in MLflow."""
 
 import shlex
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -18,6 +16,7 @@ from ray_distill.evaluation.sweep.plots import frontier_figure, parallel_figure,
 from ray_distill.runtime.core.session import Session
 from ray_distill.runtime.sweep.resolve_trials import labelling
 from ray_distill.storage import files
+from ray_distill.storage.scratch import Scratch
 
 
 def publish(session: Session, result: SweepResult, trials: Mapping[int, Trial], facts: Mapping[str, str]) -> None:
@@ -47,11 +46,11 @@ def publish(session: Session, result: SweepResult, trials: Mapping[int, Trial], 
     }
     if any(trial.efficiency is not None for trial in result.own):
         made["frontier.png"] = figure_png(frontier_figure(result))
-    with tempfile.TemporaryDirectory(prefix="ray-distill-sweep-") as folder:
+    with Scratch("sweep") as scratch:
         for name, data in made.items():
             files.write_bytes(files.join(result.url, name), data)
-            (Path(folder) / name).write_bytes(data)
-            session.parent.artifact(Path(folder) / name)
+            (scratch.path / name).write_bytes(data)
+            session.parent.artifact(scratch.path / name)
     winner = result.winner
     session.parent.metrics(
         {f"best_{name}": value for name, value in winner.metrics.items()}

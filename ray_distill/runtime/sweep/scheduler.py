@@ -5,7 +5,6 @@ succession. A trial of several ranks is a Ray Train run. A lost trial continues 
 """
 
 import pickle
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from ray_distill.runtime.sweep.resolve_trials import finished, on_disk, result_o
 from ray_distill.runtime.sweep.trial_worker import PlannedTrial, known_rungs, train_alone, train_together
 from ray_distill.runtime.training.outcome_channel import RunOutcome
 from ray_distill.runtime.training.workers import fit_ranks, resources_of
+from ray_distill.storage.scratch import Scratch
 from ray_distill.students.telemetry.reporter import TrainingStopped
 
 #: Seconds between two polls of the coordinator, and of the curves of all running trials.
@@ -104,11 +104,11 @@ class Schedule:
         Raises:
             ClusterError: the coordinator is gone.
         """
-        with tempfile.TemporaryDirectory(prefix="ray-distill-sweep-", ignore_cleanup_errors=True) as folder:
+        with Scratch("sweep") as scratch:
             try:
                 while self._waiting or self._running:
                     while self._waiting and self._has_room(self._waiting[0]):
-                        self._start(self._waiting.popleft(), folder)
+                        self._start(self._waiting.popleft(), str(scratch.path))
                     done, _ = ray.wait([ref for _, ref in self._running.values()], timeout=POLL_SECONDS)
                     self._poll(done)
             except ray.exceptions.RayActorError as lost:

@@ -5,7 +5,6 @@ ones. A restart continues from the newest verified checkpoint, so a lost worker 
 """
 
 import pickle
-import tempfile
 import time
 from collections.abc import Callable
 
@@ -19,6 +18,7 @@ from ray_distill.runtime.core import console
 from ray_distill.runtime.core.connection import explain, require_bundles
 from ray_distill.runtime.training.outcome_channel import OutcomeChannel, OutcomeChannelHandle, RunOutcome
 from ray_distill.runtime.training.workers import RUN, fit_ranks, resources_of
+from ray_distill.storage.scratch import Scratch
 from ray_distill.students.run import TrainingJob
 
 #: Seconds between two polls of the channel and of the curves.
@@ -76,11 +76,11 @@ def _fit(
     Ray down, and Ray's core would then end the process immediately, with exit status 1 and without a message.
     """
     failure: BaseException | None = None
-    with tempfile.TemporaryDirectory(prefix="ray-distill-train-", ignore_cleanup_errors=True) as folder:
+    with Scratch("train") as scratch:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         # The task's process is used once: Ray Train does not remove its handler of SIGINT.
         fit = ray.remote(num_cpus=0, max_retries=0, max_calls=1, scheduling_strategy=here)(fit_ranks)
-        running = fit.remote(pickle.dumps(job), training, channel, folder)
+        running = fit.remote(pickle.dumps(job), training, channel, str(scratch.path))
         report_at: float | None = time.monotonic() + WAIT_SECONDS
         try:
             while not ray.wait([running], timeout=POLL_SECONDS)[0]:

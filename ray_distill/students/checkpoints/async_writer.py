@@ -13,12 +13,12 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from ray_distill.config import CheckpointPolicy
 from ray_distill.errors import DistillError, StorageError
 from ray_distill.storage import files
+from ray_distill.storage.scratch import Scratch
 from ray_distill.students.checkpoints.store import complete, prune, upload
 from ray_distill.students.process_group import Ranks
 
@@ -55,7 +55,7 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._stage: Literal["none", "uploading", "completing"] = "none"
         self._work: Future[Any] | None = None
-        self._local: TemporaryDirectory[str] | None = None
+        self._local: Scratch | None = None
         self._url, self._step, self._state = "", 0, dict[str, Any]()
         self._failed = 0
 
@@ -86,8 +86,8 @@ class CheckpointWriter:
         before = self.finish()
         attempt = self._ranks.share(uuid.uuid4().hex[:8])
         self._url, self._step, self._state = files.join(self._folder_url, f"{step:08d}-{attempt}"), step, dict(state)
-        self._local = TemporaryDirectory(prefix="ray-distill-checkpoint-")
-        local = Path(self._local.name)
+        self._local = Scratch("checkpoint")
+        local = self._local.path
         write(local)
         self._work = self._thread.submit(_outcome, lambda: upload(local, self._url, f"rank-{self._ranks.rank}"))
         self._stage = "uploading"
@@ -150,7 +150,7 @@ class CheckpointWriter:
 
     def _drop_local(self) -> None:
         if self._local is not None:
-            self._local.cleanup()
+            self._local.remove()
             self._local = None
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
+from tempfile import gettempdir
 from typing import Any, ClassVar, TypeVar
 
 from ray_distill.artifacts import Document
@@ -20,6 +20,7 @@ from ray_distill.config import CheckpointPolicy
 from ray_distill.errors import DistillError, StorageError, TrainingError
 from ray_distill.fingerprint import sha256
 from ray_distill.storage import files
+from ray_distill.storage.scratch import Scratch
 from ray_distill.students.process_group import Ranks
 
 log = logging.getLogger(__name__)
@@ -96,9 +97,9 @@ def fetched(checkpoint: Checkpoint, ranks: Ranks) -> Iterator[Path]:
     with ExitStack() as stack:
         folder, error = None, None
         if leader == ranks.rank:
-            folder = stack.enter_context(TemporaryDirectory(prefix="ray-distill-resume-"))
+            folder = stack.enter_context(Scratch("resume")).path
             try:
-                _download(checkpoint, Path(folder))
+                _download(checkpoint, folder)
             except (StorageError, TrainingError) as found:
                 error = found
             except OSError as found:

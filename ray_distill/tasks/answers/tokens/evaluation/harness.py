@@ -8,7 +8,6 @@ only files you would run.
 import contextlib
 import importlib.util
 import math
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from ray_distill.errors import EvaluationError
 from ray_distill.evaluation.measures.intervals import Z95
 from ray_distill.models.core.model import Model
 from ray_distill.storage import files
+from ray_distill.storage.scratch import Scratch
 from ray_distill.tasks.answers.tokens import BENCHMARK_PREFIX
 
 
@@ -121,5 +121,5 @@ def _folder_of(url: str) -> Iterator[Path]:
             )
         yield Path(url).absolute()
         return
-    with tempfile.TemporaryDirectory(prefix="ray-distill-tasks-") as folder:
-        yield files.download_folder(url, Path(folder))
+    with Scratch("tasks") as scratch:
+        yield files.download_folder(url, scratch.path)

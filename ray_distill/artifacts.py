@@ -9,12 +9,27 @@ import math
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from ray_distill.errors import ConfigError, DistillError
+from ray_distill.redact import has_credentials, redact
 
 #: A measured number: NaN means "could not be measured" and is null in JSON, as infinities are.
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+
+
+def _without_credentials(url: str) -> str:
+    """Return a URL that may be written into results, reports and state files."""
+    if has_credentials(url):
+        raise ValueError(
+            "a reference must not have a password, a key or a signature, because every result names it: leave it out, "
+            "and give credentials as the client of the file system reads them"
+        )
+    return url
+
+
+#: A place that references name.
+Place = Annotated[str, AfterValidator(_without_credentials)]
 
 
 class Document(BaseModel):
@@ -55,7 +70,7 @@ class Document(BaseModel):
         """Rebuild a document from its JSON text; errors as `from_dict`."""
         try:
             value = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise cls.refusal(f"a {cls.__name__} must be JSON: {error}") from error
         return cls.from_dict(value)
 
@@ -76,7 +91,7 @@ def _problem(kind: str, location: tuple[int | str, ...], message: str, found: An
     if kind == "extra_forbidden":
         return f"has no field {name}: it was written by another version"
     where = f"field {name}: {message}" if name else message
-    return f"has a value of the wrong kind: {where[0].lower()}{where[1:]}, found {str(found)[:80]!r}"
+    return f"has a value of the wrong kind: {where[0].lower()}{where[1:]}, found {redact(str(found))[:80]!r}"
 
 
 class Artifact(Document):
@@ -106,7 +121,7 @@ class Artifact(Document):
 class SnapshotRef(Artifact):
     """A frozen snapshot."""
 
-    url: str
+    url: Place
     """Folder of the snapshot."""
     fingerprint: str
     """Of its manifest: equal for equal content, wherever it lies."""
@@ -115,7 +130,7 @@ class SnapshotRef(Artifact):
 class LabelSetRef(Artifact):
     """Labels of a snapshot: the first ``log_length`` records of a log, pinned by digest."""
 
-    store: str
+    store: Place
     """Folder of the label store."""
     fingerprint: str
     """Covers the store's manifest, the snapshot and the units that labelled it: equal for equal labels, whatever else
@@ -130,7 +145,7 @@ class LabelSetRef(Artifact):
 class StudentRef(Artifact):
     """A trained model as a standard transformers directory."""
 
-    url: str
+    url: Place
     """The directory."""
     fingerprint: str
     """Of the weights and of what they were made from."""

@@ -15,7 +15,8 @@
     ├── EvaluationError      a measurement cannot be made
     ├── PromotionError       the decision chain or the registry refuses
     │   └── RegistryRefused  the registry refuses for good: trying again changes nothing
-    └── ClusterError         Ray, or a job on it, failed
+    ├── ClusterError         Ray, or a job on it, failed
+    └── OutputError          stdout cannot be written
 
 A message names the thing, what was found, what was expected, and what to do next. Commands print it on
 one line without a traceback; anything outside this tree is a defect of ours and keeps its traceback.
@@ -93,3 +94,7 @@ class RegistryRefused(PromotionError):
 
 class ClusterError(DistillError):
     """Ray, or a job submitted to it, failed."""
+
+
+class OutputError(DistillError):
+    """Stdout cannot be written: its disk is full, for example."""

@@ -9,6 +9,7 @@ from contextlib import nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from ray_distill.errors import ConfigError
+from ray_distill.redact import redact
 
 if TYPE_CHECKING:
     from ray_distill.config import Campaign
@@ -259,7 +260,7 @@ def _renderer(name: str) -> Callable[[Any], str]:
 
 
 def _print(options: argparse.Namespace, result: Any, show: Callable[[Any], str] | None) -> int:
-    print(to_json(result) if options.json or show is None else show(result), flush=True)
+    print(to_json(result) if options.json or show is None else redact(show(result)), flush=True)
     return 0
 
 
@@ -271,7 +272,8 @@ def to_json(result: Any) -> str:
     return text
 
 
-def _print_plan(options: argparse.Namespace, lines: Sequence[str]) -> int:
+def _print_plan(options: argparse.Namespace, plan: Sequence[str]) -> int:
+    lines = [redact(line) for line in plan]
     print(json.dumps({"plan": list(lines)}) if options.json else "\n".join(lines))
     return 0
 
@@ -285,10 +287,10 @@ def _load(options: argparse.Namespace) -> "Campaign":
 def _runtime_env(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--runtime-env must be JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ConfigError(f'--runtime-env must be a JSON object like {{"env_vars": {{}}}}, found {text[:80]}')
+        raise ConfigError(f'--runtime-env must be a JSON object like {{"env_vars": {{}}}}, found {redact(text)[:80]}')
     return value
 
 

@@ -7,7 +7,7 @@ failure, and the other checks still run.
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from ray_distill.cli.doctor_checks import (
     Finding,
@@ -29,6 +29,7 @@ from ray_distill.cli.doctor_checks import (
     check_tracking,
 )
 from ray_distill.config import Campaign
+from ray_distill.redact import redact
 from ray_distill.tracking.place import Place, place_of
 
 
@@ -73,7 +74,12 @@ def diagnose(
     if tracking is not None:
         origin = "" if tracking_uri or place is None else place.uri_from or "tracking.uri is not set"
         checks.append(lambda: check_tracking(tracking, origin=origin))
-    return [check() for check in checks]
+    return [_shown(check()) for check in checks]
+
+
+def _shown(found: Finding) -> Finding:
+    """Return a finding without secrets."""
+    return replace(found, found=redact(found.found), mend=found.mend and redact(found.mend))
 
 
 def _place(config: Campaign) -> Place | None:

@@ -2,16 +2,16 @@
 
 import argparse
 import os
-import stat
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ray_distill.cli import commands
-from ray_distill.cli.last_resort import last_resort
-from ray_distill.errors import DistillError
-from ray_distill.redact import redact
+from ray_distill.cli.last_resort import ReaderGone, guarded_streams, last_resort, secrets_of
+from ray_distill.errors import DistillError, OutputError
+from ray_distill.redact import hiding, secrets_in
 from ray_distill.storage.proxies import keep_loopback_direct
 
 if TYPE_CHECKING:
@@ -90,30 +90,37 @@ STAGES = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; with ``--json`` its result is the last line of stdout."""
-    options = build_parser().parse_args(argv)
-    keep_loopback_direct()
+    given = list(sys.argv[1:] if argv is None else argv)
+    with guarded_streams(), hiding(secrets_of(os.environ) | secrets_in(given)):
+        try:
+            status = _run(given)
+            sys.stdout.flush()
+        except DistillError as error:
+            _end(f"error: {error}")
+            return commands.FAILED
+        except ReaderGone:  # `head`, for example, has read enough
+            return commands.FAILED
+    return status
+
+
+def _run(argv: Sequence[str]) -> int:
+    command = "ray-distill"
     try:
-        status: int = options.command(options)
-    except DistillError as error:
-        _end(f"error: {error}")
-        return commands.FAILED
+        options = build_parser().parse_args(argv)
+        command = getattr(options, "name", options.command.__name__)
+        keep_loopback_direct()
+        return int(options.command(options))
+    except (DistillError, ReaderGone):
+        raise
+    except SystemExit:  # of a help, or of wrong arguments
+        sys.stdout.flush()
+        raise
     except KeyboardInterrupt:
         _end("\nstopped: run the same command again to continue")
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last resort
-        if not _reader_is_gone(error):
-            _end(last_resort(getattr(options, "name", options.command.__name__), error))
+        _end(last_resort(command, error))
         return commands.FAILED
-    return status
-
-
-def _reader_is_gone(error: Exception) -> bool:
-    """Return whether stdout is a pipe that its reader, such as `head`, has closed."""
-    if not isinstance(error, BrokenPipeError) or not stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode):
-        return False
-    # Python would report it once more when it flushes at the end.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return True
 
 
 def _end(text: str) -> None:
@@ -121,8 +128,9 @@ def _end(text: str) -> None:
 
     The log of a cluster's job contains both streams.
     """
-    sys.stdout.flush()
-    sys.stderr.write(redact(text) + "\n")
+    with suppress(OutputError, ReaderGone):
+        sys.stdout.flush()
+    sys.stderr.write(text + "\n")
 
 
 def build_parser() -> argparse.ArgumentParser:

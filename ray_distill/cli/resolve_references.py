@@ -87,7 +87,7 @@ def _parsed(text: str, what: str) -> Any:
     """Return the JSON of a text or file; ``what`` begins the error of one that is not JSON."""
     try:
         return json.loads(_text(text))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{what}: {error}") from error
 
 

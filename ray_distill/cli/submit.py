@@ -20,9 +20,10 @@ from typing import Any
 import ray_distill
 from ray_distill.cli.campaign_file.load import load_campaign, refuse_unknown_names
 from ray_distill.cli.cluster_address import check_address, find_token, headers_of
-from ray_distill.cli.submit_checks import check_submission
+from ray_distill.cli.submit_checks import check_submission, refuse_shown_secrets
 from ray_distill.config import Campaign
 from ray_distill.errors import ClusterError
+from ray_distill.redact import redact
 from ray_distill.storage.proxies import keep_loopback_direct
 from ray_distill.storage.scratch import Scratch
 
@@ -72,6 +73,9 @@ def submit(
     """
     config = load_campaign(config_path, overrides)
     refuse_unknown_names(config)
+    refuse_shown_secrets(
+        overrides=overrides, arguments=arguments, metadata=metadata or {}, runtime_env=runtime_env or {}
+    )
     keep_loopback_direct()
     environment = {**os.environ, **(runtime_env or {}).get("env_vars", {})}
     variables = check_submission(config, Path(working_dir), arguments, address=address, environment=environment)
@@ -197,7 +201,7 @@ async def _tail(client: Any, job_id: str) -> str:
     last = ""
     unfinished = ""
     async for text in client.tail_job_logs(job_id):
-        sys.stdout.write(text)
+        sys.stdout.write(redact(text))
         sys.stdout.flush()
         lines = (unfinished + text).split("\n")
         unfinished = lines.pop()

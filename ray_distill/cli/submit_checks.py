@@ -8,19 +8,23 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import urlsplit
 
 from ray_distill.config import Campaign
 from ray_distill.config.paths import NamedPath, paths_of
 from ray_distill.config.trials import expand
 from ray_distill.errors import ConfigError
-from ray_distill.redact import redact
+from ray_distill.redact import redact, secrets_in
 from ray_distill.storage import files
 from ray_distill.storage.proxies import is_loopback
 from ray_distill.tracking.place import EXPERIMENT, REGISTRY, TRACKING, Place, place_of
 
 #: Options of a job whose value is a file, unless it is JSON.
 _FILES = ("--source", "--snapshot", "--labels", "--students", "--report")
+#: Where a secret may stand that Ray's dashboard must not show.
+_IN_FILE = "put the secret into the campaign's file, which is sent as a file, or set it on the cluster"
+_ON_CLUSTER = "set it on the cluster, in its image or as a secret of Kubernetes"
 #: Variables that MLflow's client reads, and that are never sent: Ray's dashboard shows what is sent.
 _SECRETS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 
@@ -52,6 +56,35 @@ def check_submission(
     if wrong:
         raise ConfigError(f"{len(wrong)} place(s) of a submitted job are wrong\n  " + "\n  ".join(dict.fromkeys(wrong)))
     return {} if place is None else _variables(place, environment)
+
+
+def refuse_shown_secrets(
+    *, overrides: Sequence[str], arguments: Sequence[str], metadata: Mapping[str, str], runtime_env: Mapping[str, Any]
+) -> None:
+    """Refuse secrets in what Ray's dashboard, log and job list show of a job.
+
+    Raises:
+        ConfigError: there are some; the message names each place, and where the secret may stand.
+    """
+    wrong = [f"--set {text.partition('=')[0]}: {_IN_FILE}" for text in overrides if secrets_in(text)]
+    wrong += [f"--argument {redact(text)}: {_IN_FILE}" for text in arguments if secrets_in(text)]
+    wrong += [f"--metadata {name}: leave the secret out" for name in metadata if secrets_in({name: metadata[name]})]
+    wrong += [f"--runtime-env {name}: {_ON_CLUSTER}" for name in _secret_names(runtime_env)]
+    if wrong:
+        heading = f"{len(wrong)} secret(s) would be shown by Ray's dashboard, which has the command and the environment"
+        raise ConfigError("\n  ".join([heading, *wrong]))
+
+
+def _secret_names(value: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names below which a runtime environment has secrets."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            if isinstance(item, Mapping | list):
+                yield from _secret_names(item, f"{prefix}{name}.")
+            elif secrets_in({name: item}):
+                yield f"{prefix}{name}"
+    elif secrets_in(value):
+        yield prefix.rstrip(".")
 
 
 def _relative_paths(config: Campaign, working_dir: Path) -> Iterator[str]:

@@ -11,6 +11,7 @@ from ray_distill.config.snapshot import SnapshotConfig
 from ray_distill.config.student import StudentConfig
 from ray_distill.config.sweep import SweepConfig
 from ray_distill.fingerprint import fingerprint
+from ray_distill.redact import lasting
 
 
 class Campaign(Section):
@@ -50,5 +51,5 @@ class Campaign(Section):
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the whole configuration."""
-        return fingerprint(self.model_dump(mode="json", by_alias=True))
+        """Fingerprint of the whole configuration, without secrets."""
+        return fingerprint(lasting(self.model_dump(mode="json", by_alias=True)))

@@ -10,6 +10,7 @@ from ray_distill.config.campaign import Campaign
 from ray_distill.config.reading.document import MOST_DEPTH, Document, parse, read_document
 from ray_distill.config.reading.mistakes import MOST_SHOWN, Reading, lines, read
 from ray_distill.errors import ConfigError
+from ray_distill.redact import HIDDEN, is_secret, redact
 
 
 def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Campaign:
@@ -59,7 +60,9 @@ def _override(document: Document, override: str) -> None:
     try:
         put(document.value, name, parse(text))
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"--set {name}: {text[:80]!r} is not a YAML value: {error}") from error
+        shown = HIDDEN if is_secret(name) else repr(redact(text)[:80])
+        problem = getattr(error, "problem", None) or (HIDDEN if is_secret(name) else error)
+        raise ConfigError(f"--set {name}: {shown} is not a YAML value: {problem}") from error
     except ConfigError as error:
         raise ConfigError(f"--set {error}") from error
     for known in [path for path in document.places if path == name or path.startswith(f"{name}.")]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ray_distill.redact import has_secret
+from ray_distill.redact import has_credentials
 
 #: A function of the user's own, which stands where a checkpoint may stand.
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -63,7 +63,7 @@ def wrong_place(value: str, role: Literal["input", "output"]) -> str | None:
             "memory:// is empty in every new process, so neither a worker nor the next command finds anything there: "
             "name a folder, or a URL of an object store"
         )
-    if role == "output" and has_secret(value):
+    if role == "output" and has_credentials(value):
         return (
             "has a password, a key or a signature in it, and every reference and report names this place: leave it "
             "out, and give credentials as the client of the file system reads them (environment, or fsspec's "

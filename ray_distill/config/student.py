@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from ray_distill.config.section import INPUT, NOT_DECIDING, Section
+from ray_distill.redact import secrets_in
 
 
 class LoraSettings(Section):
@@ -49,6 +50,11 @@ class StudentModel(Section):
             raise ValueError("from: teacher_layers needs `keep`")
         if self.lora is not None and self.source == "config":
             raise ValueError("lora trains beside weights that stay as they are, and from: config draws them")
+        if secrets_in(self.arguments):
+            raise ValueError(
+                "arguments are saved with the student, whose function is called with them again: leave secrets out, "
+                "and let the function read them from the environment"
+            )
         if self.embeddings != "new" and self.source != "config":
             raise ValueError(f"embeddings: {self.embeddings} goes with from: config; other students have theirs")
         return self

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from ray_distill.config.section import NOT_DECIDING, Section
+from ray_distill.redact import is_secret
 
 #: Settings that a trial may change: a student, the labels it learns from, or its seed. All others are equal, so that
 #: trials can be compared.
@@ -27,6 +28,8 @@ def check_path(path: str) -> str:
             f"{path!r} is not a dotted path below student or labels, nor seed: other sections are the same for all "
             "trials"
         )
+    if is_secret(path):
+        raise ValueError(f"{path!r} is a secret, which cannot differ between trials: they are named by what differs")
     return path
 
 

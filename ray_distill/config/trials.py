@@ -10,6 +10,7 @@ from ray_distill.config.campaign import Campaign
 from ray_distill.config.load import parse_config, put
 from ray_distill.config.sweep import SweepConfig
 from ray_distill.errors import ConfigError
+from ray_distill.redact import redact, redacted
 
 #: Longest name of a trial.
 NAME_LENGTH = 100
@@ -165,7 +166,7 @@ def leaves_of(section: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    return redact(value) if isinstance(value, str) else json.dumps(redacted(value), default=str)
 
 
 def _named(names: list[str]) -> str:

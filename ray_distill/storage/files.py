@@ -363,7 +363,7 @@ def read_json(url: str) -> Any:
     data = read_bytes(url)
     try:
         return json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StorageError(f"{url}: expected JSON, found something else ({error}); restore the file") from error
 
 

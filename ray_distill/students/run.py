@@ -23,6 +23,7 @@ from ray_distill.errors import ConfigError
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.models.core.model import Model
 from ray_distill.models.students.build import build_student
+from ray_distill.redact import redacted
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
 from ray_distill.storage.portable import movable
@@ -359,22 +360,25 @@ def _facts(workshop: Workshop, arm: Arm, run: TrainingRun) -> dict[str, Any]:
     config, labels, teacher = workshop.job.config, workshop.job.labels, workshop.manifest.teacher
     losses = {name: loss.model_dump(mode="json", exclude_defaults=True) for name, loss in _losses(config, arm).items()}
     mixture = config.student.mixture
-    return {
-        "campaign": config.campaign,
-        "task": config.task,
-        "teacher": teacher.model or "",
-        "teacher_fingerprint": teacher.fingerprint,
-        "snapshot_fingerprint": labels.snapshot.fingerprint,
-        "labels_fingerprint": labels.fingerprint,
-        "config_fingerprint": config.fingerprint,
-        "seed": run.seed,
-        "losses": losses,
-        "training_rows": len(np.unique(run.rows)),
-        "weigh_by": run.training.weigh_by,
-        "steps": run.steps,
-        "global_batch": run.training.global_batch,
-        "learning_rate": run.rate,
-        "precision": run.training.precision,
-        **({"ema": run.training.ema} if run.training.ema else {}),
-        **({"mixture": mixture.model_dump(mode="json")} if mixture is not None else {}),
-    }
+    found: dict[str, Any] = redacted(
+        {
+            "campaign": config.campaign,
+            "task": config.task,
+            "teacher": teacher.model or "",
+            "teacher_fingerprint": teacher.fingerprint,
+            "snapshot_fingerprint": labels.snapshot.fingerprint,
+            "labels_fingerprint": labels.fingerprint,
+            "config_fingerprint": config.fingerprint,
+            "seed": run.seed,
+            "losses": losses,
+            "training_rows": len(np.unique(run.rows)),
+            "weigh_by": run.training.weigh_by,
+            "steps": run.steps,
+            "global_batch": run.training.global_batch,
+            "learning_rate": run.rate,
+            "precision": run.training.precision,
+            **({"ema": run.training.ema} if run.training.ema else {}),
+            **({"mixture": mixture.model_dump(mode="json")} if mixture is not None else {}),
+        }
+    )
+    return found

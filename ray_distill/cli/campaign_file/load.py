@@ -14,6 +14,7 @@ from ray_distill.config.load import checked, open_document
 from ray_distill.config.reading.document import Document
 from ray_distill.config.reading.mistakes import Reading, located, read
 from ray_distill.errors import ConfigError, DistillError
+from ray_distill.redact import hide, secrets_in
 
 
 def load_campaign(path: str | Path, overrides: Sequence[str] = ()) -> Campaign:
@@ -23,6 +24,7 @@ def load_campaign(path: str | Path, overrides: Sequence[str] = ()) -> Campaign:
         ConfigError: all mistakes of the file, of which each line names the field, what was found and what is allowed.
     """
     document = open_document(path, overrides)
+    hide(secrets_in(document.value))
     reading = read(document)
     if reading.mistakes:
         reading = _everything_wrong(document)

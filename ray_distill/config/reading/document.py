@@ -9,11 +9,14 @@ from typing import Any
 import yaml
 
 from ray_distill.errors import ConfigError
+from ray_distill.redact import HIDDEN, redact
 
 #: Numbers of YAML 1.2 that PyYAML, which reads YAML 1.1, takes for texts: 1e-3, 2E5, .5e1.
 _EXPONENT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
 #: Whole numbers that YAML 1.1 reads in base 8 or 60, and YAML 1.2 in base 10 or as a text.
 _OTHER_BASE = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)$")
+#: A secret as YAML has it, without quotes.
+_SECRET_LINE = re.compile(r"((?:key|secret|token|password|passwd|authorization|signature)\s*:\s*)\S.*", re.IGNORECASE)
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 #: Limits of a campaign's file: bytes; values, once every alias stands for all that it repeats; sections in sections.
@@ -170,7 +173,7 @@ def _problem(error: yaml.YAMLError, text: str) -> str:
         return " ".join(str(problem).split())
     lines = text.splitlines()
     line = lines[mark.line] if mark.line < len(lines) else ""
-    shown = line.strip()[:80].replace("\t", "⇥")
+    shown = _SECRET_LINE.sub(rf"\1{HIDDEN}", redact(line.strip()))[:80].replace("\t", "⇥")
     advice = next((advice for sign, advice in _REASONS.items() if sign in problem), "")
     if "\t" in line[: len(line) - len(line.lstrip())]:
         advice = "; indent with spaces: YAML allows no tabs there"

@@ -13,7 +13,7 @@ from ray_distill.config.campaign import Campaign
 from ray_distill.config.reading.document import Document
 from ray_distill.config.reading.shapes import everywhere, names_of, section_at
 from ray_distill.config.reading.values import misread
-from ray_distill.redact import redact
+from ray_distill.redact import HIDDEN, is_secret, redact, redacted
 from ray_distill.text import did_you_mean, near_names
 
 #: Rounds of repairs; each may show mistakes that earlier ones hid.
@@ -127,14 +127,19 @@ def _explain(path: Sequence[str], items: Sequence[Any], elsewhere: Mapping[str, 
     if found is None:
         return "is empty: give it a value, or leave it out for its default"
     if kinds & {"model_type", "dict_type"}:
-        return f"should be a section, with its settings below it; found {redact(_SHOW.repr(found))}"
+        return f"should be a section, with its settings below it; found {_shown(path, found)}"
     messages = list(dict.fromkeys(_message(item) for item in items))
     near = did_you_mean(str(found), _expected(items)) if isinstance(found, str) else ""
-    return f"{' or '.join(messages)}{near or ''}; found {redact(_SHOW.repr(found))}"
+    return f"{' or '.join(messages)}{near or ''}; found {_shown(path, found)}"
+
+
+def _shown(path: Sequence[str], found: Any) -> str:
+    """Return a value for a message, shortened after its secrets are removed."""
+    return HIDDEN if is_secret(path[-1]) else _SHOW.repr(redacted(found))
 
 
 def _message(item: Any) -> str:
-    message: str = item["msg"].removeprefix("Value error, ")
+    message: str = redact(item["msg"]).removeprefix("Value error, ")
     return message[0].lower() + message[1:] if message[1:2].islower() else message
 
 

@@ -14,7 +14,7 @@ from ray_distill.config.campaign import Campaign
 from ray_distill.config.paths import path_role, wrong_place
 from ray_distill.config.reading.document import Document
 from ray_distill.config.reading.shapes import Place, is_section, walk
-from ray_distill.redact import HIDDEN, is_secret
+from ray_distill.redact import HIDDEN, is_secret, redact
 
 #: What a shell or a template would replace: ${DATA}, $DATA, {{ data }}, and ~ for the home folder.
 _PLACEHOLDER = re.compile(r"\$\{[^}]*\}|\$[A-Za-z_]\w*|\{\{.*?\}\}|^~[\w.-]*(?=/|$)")
@@ -115,18 +115,18 @@ def _text(place: Place) -> str | None:
     if is_secret(name) and value == HIDDEN:
         return f"is {HIDDEN}, which stands for a secret that was removed from this file: put the secret back"
     if any(unicodedata.category(one) == "Cs" or one == "\0" for one in value):
-        return f"has characters that no text of UTF-8 has; found {value[:80]!r}"
+        return f"has characters that no text of UTF-8 has; found {redact(value)[:80]!r}"
     if Any in place.kinds or not place.kinds:
         return None
     if not _takes_text(place):
         expected = "true or false" if bool in place.kinds else "a number"
-        return f"is a text: write {expected} without quotes; found {value[:80]!r}"
+        return f"is a text: write {expected} without quotes; found {redact(value)[:80]!r}"
     if name in _DATA:
         return None if value.strip() or name in _BLANK else "is empty: write a text, or leave it out"
     if not value.strip():
         return "is empty: write a text, or leave it out for its default" if str in place.kinds else None
     if any(unicodedata.category(one) == "Cc" for one in value):
-        return f"has control characters, such as a line break; found {value[:80]!r}"
+        return f"has control characters, such as a line break; found {redact(value)[:80]!r}"
     if len(value) > MOST_CHARACTERS:
         return f"has {len(value):,} characters, at most {MOST_CHARACTERS:,} are allowed"
     role = path_role(place.field) if place.field is not None else None

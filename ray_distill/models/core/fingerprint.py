@@ -11,6 +11,7 @@ from ray_distill.errors import ConfigError
 from ray_distill.fingerprint import fingerprint
 from ray_distill.labels.model.part_specs import AnswerSpace
 from ray_distill.models.core.model import Factory, Model
+from ray_distill.redact import lasting, redacted
 from ray_distill.tasks.inputs.modality import Processor
 
 
@@ -45,8 +46,10 @@ def finish(
         space=space,
         url=url,
         factory=factory,
-        describe={**known, **describe},
-        fingerprint=fingerprint({**identity, "task": task, "classes": space.names, "processor": processor.fingerprint}),
+        describe=redacted({**known, **describe}),
+        fingerprint=fingerprint(
+            {**lasting(identity), "task": task, "classes": space.names, "processor": processor.fingerprint}
+        ),
     )
 
 

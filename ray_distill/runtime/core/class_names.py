@@ -4,6 +4,7 @@ from ray_distill.config import Campaign
 from ray_distill.errors import ModelError
 from ray_distill.models.core.module_function import is_factory
 from ray_distill.models.io.teacher_names import TeacherNames, checkpoint_names
+from ray_distill.redact import lasting
 from ray_distill.tasks.catalogue import get_task
 
 
@@ -41,7 +42,7 @@ def classes_key(config: Campaign) -> object:
     if config.snapshot.classes is not None or not get_task(config.task).answers.reads_labels():
         return None
     if is_factory(teacher.model):
-        return {"function": teacher.model, "arguments": teacher.arguments, "classes": teacher.classes}
+        return lasting({"function": teacher.model, "arguments": teacher.arguments, "classes": teacher.classes})
     found = teacher_names(config)
     return None if found is None else list(found.names)
 

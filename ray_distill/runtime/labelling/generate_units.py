@@ -17,6 +17,7 @@ from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign, SequencesConfig
 from ray_distill.errors import LabelError
 from ray_distill.labels.model.work_units import WorkUnit
+from ray_distill.redact import redact
 from ray_distill.runtime.core.connection import on_cluster
 from ray_distill.runtime.core.failures import Answers
 from ray_distill.runtime.labelling.actors import GenerateActor, WriteJob
@@ -61,7 +62,7 @@ def make_generator(config: Campaign, settings: SequencesConfig) -> Generator:
     author = open_author(config.labels.teacher, settings, task=config.task, seed=config.seed)
     return Generator(
         teacher=author.model.fingerprint,
-        model=config.labels.teacher.model,
+        model=redact(config.labels.teacher.model),
         format=get_task(config.task).inputs.form(config),
         method=settings.method,
         candidates=settings.candidates,

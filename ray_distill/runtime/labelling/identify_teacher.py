@@ -17,6 +17,7 @@ from ray_distill.labels.model.part_specs import AnswerSpace, DistributionsSpec, 
 from ray_distill.models.heads.fit_head import fit_head
 from ray_distill.models.io.load import load_processor
 from ray_distill.models.text.tokenizer_match import tokens_of
+from ray_distill.redact import redact
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.tasks.catalogue import get_task
@@ -106,7 +107,7 @@ def make_manifest(config: Campaign, facts: TeacherFacts) -> StoreManifest:
         task=config.task,
         teacher=TeacherIdentity(
             fingerprint=facts.fingerprint,
-            model=teacher.model,
+            model=redact(teacher.model),
             revision=teacher.revision,
             dtype=teacher.dtype,
             checkpoint=facts.describe.get("checkpoint"),

@@ -19,6 +19,7 @@ from ray_distill.evaluation.report.assemble import Measured, judge
 from ray_distill.labels.model.manifest import TeacherIdentity
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.trained import load_labelling_teacher, load_trained
+from ray_distill.redact import redact
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.tasks.catalogue import get_task
@@ -139,7 +140,7 @@ def _measure(
     robustness = _robustness(config, panel, rows, corruptions, steps=steps)
     return {
         arm: Measured(
-            url=model.url,
+            url=redact(model.url),
             predictions=answers[arm],
             efficiency=efficiency[arm],
             robustness=robustness.get(arm, {}),

@@ -1,5 +1,6 @@
 """Publish a sweep's tables, figures, page and best campaign, as files and in MLflow."""
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from ray_distill.evaluation.report.plots import figure_png
 from ray_distill.evaluation.sweep.compare import SweepResult, paths_of, to_csv
 from ray_distill.evaluation.sweep.html import markdown, render_sweep
 from ray_distill.evaluation.sweep.plots import frontier_figure, parallel_figure, spread
+from ray_distill.redact import redacted
 from ray_distill.runtime.core.session import Session
 from ray_distill.runtime.sweep.resolve_trials import labelling
 from ray_distill.storage import files
@@ -76,7 +78,7 @@ def varied(result: SweepResult, trials: Mapping[int, Trial]) -> dict[str, Sequen
         config = trials[trial.number].config
         changed = {path: value_at(config, path) for path in paths_of(result.trials)}
         leaves = (pair for path, item in changed.items() for pair in leaves_of({path: item}).items())
-        rows.append({path: value for path, value in leaves if value != {}})
+        rows.append(redacted({path: value for path, value in leaves if value != {}}))
     found = {path: [row.get(path) for row in rows] for path in dict.fromkeys(path for row in rows for path in row)}
     return {path: values for path, values in found.items() if spread(values)}
 
@@ -88,9 +90,14 @@ def best_campaign(base: Campaign, trials: Sequence[Trial], best: int) -> str:
     for path, item in trial.changes.items():
         if path != "seed":
             put(value, path, item)
+    shown = redacted(value)
+    removed = shown != json.loads(json.dumps(value))
+    value = shown
     value["labels"]["store"] = next(iter(labelling(base, [trial]).values())).labels.store
     heading = (
         f"# Trial {trial.number} of the sweep of {base.campaign}: {trial.name}. The seed is the campaign's: it "
         "decides the snapshot too.\n"
     )
+    if removed:
+        heading += "# Put back the secrets for which … stands: passwords, keys and signatures are not written.\n"
     return heading + yaml.safe_dump(value, sort_keys=False, allow_unicode=True)

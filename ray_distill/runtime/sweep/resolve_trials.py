@@ -14,6 +14,7 @@ from ray_distill.errors import ConfigError, TeacherRefused
 from ray_distill.evaluation.measures.intervals import Floats
 from ray_distill.evaluation.sweep.compare import TrialResult
 from ray_distill.fingerprint import fingerprint
+from ray_distill.redact import redacted
 from ray_distill.runtime.core.class_names import with_teacher_names
 from ray_distill.runtime.core.session import absolute
 from ray_distill.runtime.stages.preflight import check, unknown_objective
@@ -214,4 +215,4 @@ def finished(planned: PlannedTrial, ref: StudentRef) -> TrialResult:
 def result_of(planned: PlannedTrial, verdict: str, **more: Any) -> TrialResult:
     """Return the result of a trial that ended; its size, speed and run are added later."""
     trial = planned.trial
-    return TrialResult(number=trial.number, name=trial.name, changes=dict(trial.changes), verdict=verdict, **more)
+    return TrialResult(number=trial.number, name=trial.name, changes=redacted(trial.changes), verdict=verdict, **more)

@@ -21,7 +21,7 @@ from ray_distill.evaluation.sweep.compare import SweepResult, TrialResult, best_
 from ray_distill.fingerprint import fingerprint
 from ray_distill.models.core.checkpoint_files import is_saved
 from ray_distill.models.heads.fit_head import fitted_rows_url
-from ray_distill.redact import redact
+from ray_distill.redact import redact, redacted
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.connection import on_cluster
 from ray_distill.runtime.core.session import Session, parent_key
@@ -239,7 +239,7 @@ def _compare(found: Sweep, outcomes: Mapping[str, TrialResult], runs: TrialRuns)
     }
     again = {
         trial.number: own[found.same[trial.number]].with_changes(
-            number=trial.number, name=trial.name, changes=dict(trial.changes), same_as=found.same[trial.number]
+            number=trial.number, name=trial.name, changes=redacted(trial.changes), same_as=found.same[trial.number]
         )
         for trial in found.trials
         if trial.number in found.same

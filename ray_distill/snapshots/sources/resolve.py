@@ -11,6 +11,8 @@ from urllib.parse import unquote
 from ray_distill.config import SnapshotConfig
 from ray_distill.config.snapshot import as_tuple
 from ray_distill.errors import SnapshotError
+from ray_distill.fingerprint import fingerprint
+from ray_distill.redact import lasting
 from ray_distill.snapshots.sources.layout import refuse_splits, refuse_tables
 from ray_distill.storage import remote
 from ray_distill.storage.files import FileInfo, absolute, glob_files, is_local
@@ -48,7 +50,7 @@ _LITTER = ("thumbs.db", "desktop.ini")
 #: Value of a partition whose rows have none.
 _NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
-_CREDENTIALS = re.compile(r"(?<=://)[^/@]*@")
+_USER = re.compile(r"(?<=://)[^/@]*@")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +65,23 @@ class SourceFile:
 
     @property
     def name(self) -> str:
-        """Its URL as messages and quarantine may show it: without credentials."""
-        return _CREDENTIALS.sub("", self.url)
+        """Its URL as messages, quarantine and keys have it: without user and signature."""
+        return shown_url(self.url)
 
     @property
     def packing(self) -> str | None:
         """Return the suffix of the program that packed it, such as ``.gz``, or None."""
-        return next((suffix for suffix in PACKINGS if self.url.lower().endswith(suffix)), None)
+        return next((suffix for suffix in PACKINGS if _without_query(self.url).lower().endswith(suffix)), None)
+
+
+def shown_url(url: str) -> str:
+    """Return a URL without a user, a password and a signature."""
+    return _USER.sub("", str(lasting(url)))
+
+
+def _without_query(name: str, url: str | None = None) -> str:
+    """Return the name of a file at a URL without the query that signs it."""
+    return name if is_local(url or name) else name.partition("?")[0]
 
 
 def partitions_of(url: str) -> dict[str, str | None]:
@@ -100,7 +112,7 @@ def match_sources(patterns: Sequence[str], kind: str, *, splits: bool = False) -
 
 
 def _match(pattern: str, kind: str, *, splits: bool) -> list[SourceFile]:
-    shown, found = _CREDENTIALS.sub("", pattern), glob_files(pattern, follow=True)
+    shown, found = shown_url(pattern), glob_files(pattern, follow=True)
     refuse_tables(pattern, shown, found)
     seen = [item for item in found if not _is_hidden(item.name)]
     files = [_source_file(item, kind) for item in seen]
@@ -139,6 +151,9 @@ def describe_sources(config: SnapshotConfig) -> list[dict[str, Any]]:
 
 def _version(url: str) -> str:
     filesystem, path = remote.resolve(url)
+    if remote.protocol(url) in ("http", "https"):  # whose checksum is of the whole URL: another signature, another file
+        found = remote.attempt(url, "read its checksum", lambda: filesystem.info(path))
+        return fingerprint(lasting({name: str(value) for name, value in found.items()}))
     return str(remote.attempt(url, "read its checksum", lambda: filesystem.checksum(path)))
 
 
@@ -154,10 +169,10 @@ def _source_file(item: FileInfo, kind: str) -> SourceFile:
 
 
 def _format(item: FileInfo) -> Format:
-    name = item.name.lower()
+    name = _without_query(item.name, item.url).lower()
     packing = next((suffix for suffix in PACKINGS if name.endswith(suffix)), "")
     suffix = PurePosixPath(name.removesuffix(packing)).suffix
-    found, where = FORMATS.get(suffix), _CREDENTIALS.sub("", item.url)
+    found, where = FORMATS.get(suffix), shown_url(item.url)
     if found is None:
         advice = _ADVICE.get(suffix, "narrow the source by a glob, or set snapshot.format")
         raise SnapshotError(

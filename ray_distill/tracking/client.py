@@ -140,7 +140,7 @@ class Client:
     def experiment_id(self) -> str:
         """Return the experiment's id; create the experiment, or restore a deleted one."""
         if self._experiment_id is None:
-            self._experiment_id = self._find_experiment(self._connected())
+            self._experiment_id = _id(self._find_experiment(self._connected()))
         return self._experiment_id
 
     def _connected(self) -> Any:
@@ -181,7 +181,7 @@ class Client:
         if replayed and (found := self._find_run(client, experiment_id, operation)):
             return found
         run = client.create_run(experiment_id, operation.start, self._run_tags(operation), operation.name)
-        return str(run.info.run_id)
+        return _id(str(run.info.run_id))
 
     def _find_run(self, client: Any, experiment_id: str, operation: CreateRun | AbandonRun) -> str | None:
         """Find the run of a ``create`` whose response was lost."""
@@ -293,6 +293,13 @@ class Client:
     def _end(self, run_id: str, operation: EndRun) -> None:
         self._tags(run_id, operation.tags)
         self._connected().set_terminated(run_id, operation.status, operation.time)
+
+
+def _id(value: str) -> str:
+    """Return an id of the server's; a proxy or another service may answer without one."""
+    if not value:
+        raise ConnectionError("the answer has no id: this is not an MLflow server")
+    return value
 
 
 def _artifact_location(uri: str) -> str | None:

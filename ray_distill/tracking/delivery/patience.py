@@ -34,7 +34,7 @@ class Patience:
 
 SERVER = Patience()
 #: A local database answers as fast as the machine is, and its first use creates it: processor time, not silence.
-DATABASE = Patience(call=45.0, work=90.0, end=45.0)
+DATABASE = Patience(call=120.0, work=240.0, end=120.0)
 
 
 def patience_for(uri: str) -> Patience:

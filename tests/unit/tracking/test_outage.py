@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from ray_distill.tracking.delivery.delivery import MAX_ATTEMPTS
+from ray_distill.tracking.delivery.patience import DATABASE
 from ray_distill.tracking.mlflow_tracker import MlflowTracker
 
 
@@ -74,7 +75,7 @@ def test_a_missing_permission_waits_for_its_mending(tmp_path: Path) -> None:
     """A token or a host list that is refused (403) keeps the records in the spool; none is rejected."""
     refused = (403, {"error_code": "PERMISSION_DENIED", "message": "no"})
     with _server({"experiments/get-by-name": refused, "experiments/search": refused}) as uri:
-        tracker = MlflowTracker(uri, "campaign", tmp_path)
+        tracker = MlflowTracker(uri, "campaign", tmp_path, patience=DATABASE)
         with tracker.run("train"):
             pass
         assert tracker.flush() == 2
@@ -95,7 +96,7 @@ def test_a_record_that_breaks_a_living_server_does_not_block_the_rest(
             "runs/update": (200, {"run_info": {"run_id": "abc", "run_uuid": "abc"}}),
         }
     ) as uri:
-        tracker = MlflowTracker(uri, "campaign", tmp_path)
+        tracker = MlflowTracker(uri, "campaign", tmp_path, patience=DATABASE)
         with tracker.run("train") as run:
             assert run.run_id == "abc"
             run.tags({"breaks": "it"})
@@ -166,7 +167,7 @@ def test_a_server_that_dies_and_comes_back_has_everything_once(
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     (tmp_path / "report.html").write_text("<p>report</p>")
-    tracker = MlflowTracker(f"http://127.0.0.1:{port}", "campaign", tmp_path / "spool")
+    tracker = MlflowTracker(f"http://127.0.0.1:{port}", "campaign", tmp_path / "spool", patience=DATABASE)
     with tracker.run("campaign") as parent:
         with _mlflow_server(tmp_path, port):
             assert tracker.flush() == 0

@@ -79,6 +79,7 @@ def test_a_student_with_adapters_is_a_function_of_its_seed(teacher: TeacherConfi
 @pytest.mark.parametrize("gathered", [False, True])
 def test_a_saved_student_has_its_adapters_merged(teacher: TeacherConfig, tmp_path: Path, gathered: bool) -> None:
     """Plain transformers gives the trained student's logits, up to rounding, from weights without adapters."""
+    torch.manual_seed(0)  # how much rounding shows depends on the texts
     model = _student(teacher)
     module = _trained(model)
     ids = torch.randint(264, (2, 9))

@@ -14,6 +14,7 @@ from ray_distill.promotion.chain import champion, read_chain
 from ray_distill.runtime import campaign
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
+from ray_distill.storage.portable import located
 from tests.labs import campaign as lab
 from tests.labs.whole import ROWS, WholeCampaign
 
@@ -57,7 +58,7 @@ def test_every_stage_hands_over_a_reference_that_the_next_can_open(whole: WholeC
 def test_the_report_holds_all_models_with_intervals(whole: WholeCampaign) -> None:
     """Every model has every metric with a value inside its interval, and every arm's cost was measured."""
     report = whole.result.report
-    assert EvalReport.from_dict(files.read_json(report.url)) == report
+    assert EvalReport.from_dict(located(files.read_json(report.url), report.output)) == report
     assert set(report.models) == ARMS
     for arm, model in report.models.items():
         names = {"accuracy", "macro_f1", "nll", "ece"} | (set() if arm == "teacher" else {"agreement"})

@@ -18,6 +18,7 @@ from ray_distill.promotion.chain import champion, read_chain
 from ray_distill.runtime import campaign
 from ray_distill.runtime.stages.preflight import check
 from ray_distill.storage import files
+from ray_distill.storage.portable import located
 from tests.labs import language as lab
 from tests.labs.campaign import committed_rows, load
 
@@ -107,7 +108,7 @@ def test_every_stage_hands_over_what_the_next_can_open(name: str, rows: int, req
 def test_the_report_judges_every_model_by_its_tokens(name: str, request: pytest.FixtureRequest) -> None:
     """Each has an NLL inside its interval; the teacher's is lowest of texts, which it learnt, unlike conversations."""
     report = request.getfixturevalue(name).report
-    assert EvalReport.from_dict(files.read_json(report.url)) == report
+    assert EvalReport.from_dict(located(files.read_json(report.url), report.output)) == report
     assert set(report.models) == ARMS | {"teacher"}
     nll = {arm: model.metrics["nll"] for arm, model in report.models.items()}
     assert all(one.low <= one.value <= one.high and one.n > 0 for one in nll.values())

@@ -130,7 +130,7 @@ TRIES = (
             command=command,
             status=0,
             says="registered again",
-            check=lambda site, ran: _points_at(1)(site, ran),
+            check=_points_at(1),
         )
         for what, statements in (("the version", _NO_VERSION), ("the model", _NO_MODEL))
         for command in (PROMOTE, VERIFY)

@@ -230,6 +230,8 @@ class EvalReport(Artifact):
     """Paired differences, champion minus teacher, by metric; empty without a champion."""
     notes: tuple[str, ...] = ()
     """Findings in plain words that a reviewer must see."""
+    files: dict[str, str] = {}
+    """Digests, ``sha256:…``, of the predictions and texts that are stored beside the report."""
 
     @property
     def output(self) -> str:

@@ -4,7 +4,8 @@
     ├── ConfigError          the configuration, or two configurations that must agree
     ├── StorageError         a file system refused, lied, or is full
     │   ├── AlreadyExists    an exclusive create lost its race
-    │   └── InUse            another command is at work in a folder
+    │   ├── InUse            another command is at work in a folder
+    │   └── DamagedFile      the content of a file is not what was written
     ├── SnapshotError        the input cannot be frozen
     ├── LabelError           labels cannot be made, or must not be used
     │   ├── CorruptStore     bytes differ from what the log promised
@@ -41,6 +42,10 @@ class AlreadyExists(StorageError):
 
 class InUse(StorageError):
     """Another command is at work in a folder; the same command works once that has ended."""
+
+
+class DamagedFile(StorageError):
+    """The content of a file is not what was written."""
 
 
 class SnapshotError(DistillError):

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from ray_distill.artifacts import Artifact, EvalReport, LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError
-from ray_distill.runtime.core.session import absolute
+from ray_distill.runtime.core.session import absolute, read_result
 from ray_distill.storage import files
 from ray_distill.storage.portable import WITHIN, located
 
@@ -121,4 +121,4 @@ def _latest(config: Campaign, stage: str) -> Any:
             f"the campaign {config.campaign} has no result of `{stage}` yet ({url} is missing): run "
             f"`ray-distill {stage}` first, or pass the reference"
         )
-    return located(files.read_json(url)["result"], output)
+    return located(read_result(url, stage)["result"], output)

@@ -19,7 +19,7 @@ from ray_distill.sequences.generator import Generator
 from ray_distill.sequences.units import WRITTEN, WriteReceipt
 from ray_distill.snapshots.reader import Snapshot
 from ray_distill.storage import files
-from ray_distill.storage.receipts import read_verified
+from ray_distill.storage.receipts import open_committed, read_verified
 from ray_distill.storage.unit_store import UnitStore, create_manifest, read_manifest
 
 
@@ -46,7 +46,7 @@ class SequenceStore(UnitStore[Generator, WriteReceipt]):
         committed, rejected = [rowids.empty()], [rowids.empty()]
         for receipt in self.ledger.receipts():
             url = files.join(self.url, receipt.name)
-            with files.open_input(url) as source:
+            with open_committed(url) as source:
                 table = attempts.read_ids(source, url)
             committed.append(rowids.to_numpy(table["row_id"]))
             rejected.append(rowids.to_numpy(attempts.unanswered(table)["row_id"]))

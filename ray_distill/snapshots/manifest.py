@@ -4,12 +4,16 @@ import json
 from typing import Any, Literal
 
 from ray_distill.artifacts import Artifact
-from ray_distill.errors import ConfigError, SnapshotError
+from ray_distill.errors import ConfigError, DamagedFile, SnapshotError
 from ray_distill.fingerprint import fingerprint
+from ray_distill.storage.sealed import SEAL, unsealed
 
 MANIFEST_NAME = "snapshot.json"
 QUARANTINE_NAME = "quarantine.parquet"
 VERSION = 2
+
+#: Fields that are not part of the fingerprint.
+UNCOUNTED = ("labels_read", "quarantine")
 
 #: How the column ``label`` is read: one class a row (int32), a set of classes (list<int32>), or not at all, because the
 #: truth follows from the input.
@@ -107,6 +111,8 @@ class SnapshotManifest(Artifact):
     """Splits that have a source of their own, and the rows that were left out elsewhere because of each."""
     splits: dict[str, SplitCounts]
     shards: tuple[Shard, ...]
+    quarantine: str = ""
+    """``sha256:…`` of the file of rows in quarantine. Not part of the fingerprint, as the shards' digests."""
     labels_read: tuple[LabelsRead, ...] = ()
     """How each column of labels was read. Not part of the fingerprint: spellings differ between formats."""
     derived: dict[str, Any] | None = None
@@ -121,7 +127,7 @@ class SnapshotManifest(Artifact):
 def _fingerprint(value: dict[str, Any]) -> str:
     """Return the fingerprint of a manifest's JSON, whatever fields its version has."""
     shards = [{key: shard[key] for key in ("name", "split", "rows", "content")} for shard in value["shards"]]
-    return fingerprint({**{name: item for name, item in value.items() if name != "labels_read"}, "shards": shards})
+    return fingerprint({**{name: item for name, item in value.items() if name not in UNCOUNTED}, "shards": shards})
 
 
 def manifest_json(manifest: SnapshotManifest) -> dict[str, Any]:
@@ -144,8 +150,9 @@ def parse_manifest(data: bytes, url: str) -> SnapshotManifest:
         remedy = "upgrade ray-distill" if version > VERSION else "it is older than 0.2: take the snapshot again"
         raise SnapshotError(f"{url} is a snapshot of version {version}, this release reads {VERSION}: {remedy}")
     try:
-        written = value.pop("fingerprint")
-        found, manifest = _fingerprint(value), SnapshotManifest.from_dict(value)
+        content = {name: item for name, item in value.items() if name != SEAL}
+        written = content.pop("fingerprint")
+        found, manifest = _fingerprint(content), SnapshotManifest.from_dict(content)
     except (ConfigError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise SnapshotError(f"{url} is not a snapshot's manifest ({error!r}): take the snapshot again") from error
     if found != written:
@@ -158,4 +165,8 @@ def parse_manifest(data: bytes, url: str) -> SnapshotManifest:
             f"{url} was written by another version of ray-distill, whose manifest has other fields: use that version, "
             "or delete the folder of the snapshot and take it again"
         )
+    try:
+        unsealed(value, url, "restore it, or take the snapshot again")
+    except DamagedFile as error:
+        raise SnapshotError(str(error)) from error
     return manifest

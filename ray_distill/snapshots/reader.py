@@ -7,12 +7,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_distill.artifacts import SnapshotRef
-from ray_distill.errors import SnapshotError
+from ray_distill.errors import SnapshotError, StorageError
 from ray_distill.fingerprint import sha256
 from ray_distill.snapshots.manifest import MANIFEST_NAME, QUARANTINE_NAME, Shard, SnapshotManifest, parse_manifest
 from ray_distill.snapshots.splits import SPLITS
 from ray_distill.snapshots.summary import summarise
 from ray_distill.storage.files import absolute, exists, join, open_input, read_bytes
+
+_TAKE_AGAIN = "restore it, or delete the folder of the snapshot and take it again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +63,7 @@ class Snapshot:
             SnapshotError: its bytes are not those that were frozen, or it has no such column.
             StorageError: it cannot be read.
         """
-        url = join(self.ref.url, shard.name)
-        data = read_bytes(url)
-        if sha256(data) != shard.digest:
-            raise SnapshotError(
-                f"{url} is damaged: its digest is {sha256(data)}, the manifest has {shard.digest}; restore it, or "
-                f"delete the folder of the snapshot and take it again"
-            )
+        data = self._verified(shard.name, shard.digest)
         self._check(columns)
         return pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
 
@@ -86,7 +82,7 @@ class Snapshot:
             with open_input(url) as source:
                 return _rows_of(pq.ParquetFile(source), start, stop, columns)
         except (pa.ArrowException, OSError) as error:
-            raise SnapshotError(f"{url}: rows {start} to {stop} cannot be read ({error}); restore the file") from error
+            raise SnapshotError(f"{url}: rows {start} to {stop} cannot be read ({error}); {_TAKE_AGAIN}") from error
 
     def read(self, split: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Read a whole split; errors as `read_shard`."""
@@ -95,12 +91,29 @@ class Snapshot:
         return pa.concat_tables([self.read_shard(shard, columns) for shard in self.shards if shard.split == split])
 
     def read_quarantine(self) -> pa.Table:
-        """Return unusable rows: ``source``, ``row`` (from 1), ``reason``; never their content."""
-        return pq.read_table(pa.BufferReader(read_bytes(join(self.ref.url, QUARANTINE_NAME))))
+        """Return unusable rows: ``source``, ``row`` (from 1), ``reason``; never their content.
+
+        Errors are those of `read_shard`.
+        """
+        return pq.read_table(pa.BufferReader(self._verified(QUARANTINE_NAME, self.manifest.quarantine)))
 
     def summary(self) -> str:
         """Summarise the counts in a few lines for people."""
         return summarise(self.manifest)
+
+    def _verified(self, name: str, digest: str) -> bytes:
+        url = join(self.ref.url, name)
+        try:
+            data = read_bytes(url)
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise SnapshotError(f"{url} is missing; {_TAKE_AGAIN}") from error
+            raise
+        if sha256(data) != digest:
+            raise SnapshotError(
+                f"{url} is damaged: its digest is {sha256(data)}, the manifest has {digest}; {_TAKE_AGAIN}"
+            )
+        return data
 
     def _check(self, columns: Sequence[str] | None) -> None:
         for name in columns or ():

@@ -37,7 +37,8 @@ from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.rows import Why
 from ray_distill.snapshots.sources.columns import Companions, InputColumn
 from ray_distill.snapshots.splits import SPLITS
-from ray_distill.storage.files import absolute, join, write_bytes, write_json
+from ray_distill.storage.files import absolute, join, write_bytes
+from ray_distill.storage.sealed import write_sealed
 
 _ZSTD_LEVEL = 3
 
@@ -129,8 +130,10 @@ def write_frozen(frozen: Frozen, about: SnapshotManifest, *, shard_rows: int, ur
     ref = SnapshotRef(url=join(absolute(url), manifest.fingerprint), fingerprint=manifest.fingerprint)
     if not _is_there(ref):
         shards = tuple(_write(ref.url, item, frozen, input_column) for item in planned)
-        write_bytes(join(ref.url, QUARANTINE_NAME), _parquet(frozen.quarantine, []))
-        write_json(join(ref.url, MANIFEST_NAME), manifest_json(manifest.with_changes(shards=shards)))
+        rejected = _parquet(frozen.quarantine, [])
+        write_bytes(join(ref.url, QUARANTINE_NAME), rejected)
+        whole = manifest.with_changes(shards=shards, quarantine=sha256(rejected))
+        write_sealed(join(ref.url, MANIFEST_NAME), manifest_json(whole))
     return ref
 
 

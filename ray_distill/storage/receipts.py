@@ -1,7 +1,7 @@
 """Describe attempts at work units: files that were read back, and entries in the log."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import IO, Annotated, Any, ClassVar, NoReturn, Self
 
 from pydantic import Field, StringConstraints
 
@@ -107,6 +107,26 @@ def write_verified(url: str, name: str, data: bytes) -> FileReceipt:
     return FileReceipt(size=len(data), digest=digest)
 
 
+def open_committed(location: str) -> IO[bytes]:
+    """Open a committed file for reading; its digest is not verified.
+
+    Raises:
+        CorruptStore: it is missing.
+        StorageError: it cannot be opened.
+    """
+    try:
+        return files.open_input(location)
+    except StorageError as error:
+        _refuse(location, error)
+
+
+def _refuse(location: str, error: StorageError) -> NoReturn:
+    """Raise the error for a committed file that cannot be opened."""
+    if isinstance(error.__cause__, FileNotFoundError):
+        raise CorruptStore(f"{location}: the log promised this file, but it is missing; restore it") from error
+    raise error
+
+
 def read_verified(location: str, promised: FileReceipt) -> bytes:
     """Return the bytes of a committed file, verified.
 
@@ -116,9 +136,7 @@ def read_verified(location: str, promised: FileReceipt) -> bytes:
     try:
         data = files.read_bytes(location)
     except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise CorruptStore(f"{location}: the log promised this file, but it is missing; restore it") from error
-        raise
+        _refuse(location, error)
     if len(data) != promised.size or sha256(data) != promised.digest:
         raise CorruptStore(
             f"{location}: found {len(data)} bytes with {sha256(data)}, the log promised {promised.size} bytes with "

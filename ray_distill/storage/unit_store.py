@@ -14,12 +14,13 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Generic, Protocol, TypeVar
 
-from ray_distill.errors import AlreadyExists, CorruptStore, LabelError, StorageError
+from ray_distill.errors import AlreadyExists, CorruptStore, DamagedFile, LabelError, StorageError
 from ray_distill.storage import files
 from ray_distill.storage.committed_units import Ledger
 from ray_distill.storage.log import DIGEST_BYTES, CommitLog, Record, covered
 from ray_distill.storage.portable import located, portable
 from ray_distill.storage.receipts import UnitReceipt
+from ray_distill.storage.sealed import sealed, unsealed
 
 MANIFEST_NAME = "store.json"
 
@@ -71,7 +72,10 @@ class UnitStore(Generic[M, R]):
         Raises:
             CorruptStore: a record or an entry is malformed.
         """
-        self._ledger.add(self.log.records[self._ledger.length - self.log.first :])
+        try:
+            self._ledger.add(self.log.records[self._ledger.length - self.log.first :])
+        except CorruptStore as error:
+            raise CorruptStore(f"{files.join(self.url, 'log')}: {error}; restore the record") from error
         if len(self.log.records) > COMPACT_EVERY:
             self.log.drop_records()  # the ledger has them, in a tenth of the memory
         return self._ledger
@@ -128,7 +132,7 @@ def create_manifest(url: str, manifest: Manifest) -> None:
     """Write a store's manifest unless it has one; many may call this at once."""
     location = files.join(url, MANIFEST_NAME)
     if not files.exists(location):
-        value = {"fingerprint": manifest.fingerprint, "manifest": portable(manifest.to_dict(), url)}
+        value = sealed({"fingerprint": manifest.fingerprint, "manifest": portable(manifest.to_dict(), url)})
         with suppress(AlreadyExists):  # another writer was first: the caller compares what it wrote
             files.create_exclusive(location, files.json_bytes(value))
 
@@ -166,4 +170,8 @@ def read_manifest(url: str, kind: type[D]) -> D:
             f"{location}: its content has fingerprint {manifest.fingerprint}, it states {value.get('fingerprint')}: "
             "it was changed after its creation; restore it"
         )
+    try:
+        unsealed(value, location, "restore it")
+    except DamagedFile as error:
+        raise CorruptStore(str(error)) from error
     return manifest

@@ -13,10 +13,13 @@ from ray_distill.models.core.model import Model
 from ray_distill.models.io.save import save_model
 from ray_distill.storage import files
 from ray_distill.storage.scratch import Scratch
+from ray_distill.storage.sealed import read_document, write_sealed
 from ray_distill.students.checkpoints.store import check_plan
 from ray_distill.students.loop.best_result import Best
 from ray_distill.students.process_group import Ranks
 from ray_distill.tasks.catalogue import get_task
+
+_TRAIN_AGAIN = "delete it to train this arm again"
 
 
 class ArmMarker(Document):
@@ -24,6 +27,7 @@ class ArmMarker(Document):
 
     refusal: ClassVar[type[DistillError]] = TrainingError
 
+    arm: str
     fingerprint: str
     """The student's; it lies beside this file."""
     plan: dict[str, Any]
@@ -78,6 +82,8 @@ def exported_arm(
     url = files.join(output, arm)
     if marker is None or not ranks.share(ranks.first and is_saved(url)):
         return None
+    if marker.arm != arm:
+        raise TrainingError(f"{marker_url(output, arm)} is of the arm {marker.arm}: {_TRAIN_AGAIN}")
     check_plan(marker.plan, plan, f"the exported model {url}")
     return StudentRef(url=url, fingerprint=marker.fingerprint, arm=arm, labels=labels)
 
@@ -131,17 +137,14 @@ def _write(
         files.delete(url)
         files.upload_folder(scratch.path, url)
     ref = StudentRef(url=url, fingerprint=digest, arm=arm, labels=labels)
-    files.write_json(marker_url(output, arm), ArmMarker(fingerprint=digest, plan=dict(plan)).to_dict())
+    write_sealed(marker_url(output, arm), ArmMarker(arm=arm, fingerprint=digest, plan=dict(plan)).to_dict())
     return ref
 
 
 def _read_marker(url: str) -> ArmMarker | None:
     if not files.exists(url):
         return None
-    try:
-        return ArmMarker.from_dict(json.loads(files.read_bytes(url)), url)
-    except ValueError as error:
-        raise TrainingError(f"{url} is not JSON ({error}): delete it to train this arm again") from error
+    return read_document(ArmMarker, url, _TRAIN_AGAIN)
 
 
 def _answers(model: Model) -> str:

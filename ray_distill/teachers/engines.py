@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ray_distill.config import LabelsConfig, TeacherConfig
-from ray_distill.errors import ConfigError, TeacherRefused
+from ray_distill.errors import ChangedModel, ConfigError, TeacherRefused
 from ray_distill.labels.format.codecs import encodings
 from ray_distill.labels.model.distributions import Family
 from ray_distill.labels.model.manifest import TeacherIdentity
+from ray_distill.models.io.trained import pinned
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.teachers import vllm_limits
 from ray_distill.teachers.base import Identity, Teacher
@@ -100,7 +101,10 @@ def open_stored_teacher(config: TeacherConfig, stored: TeacherIdentity, *, task:
         ChangedModel: its weights, head, settings or tokens are others here.
         TeacherRefused, ModelError, ConfigError, StorageError: as `open_teacher`.
     """
-    teacher = open_teacher(config, task=task, head_url=stored.head)
+    try:
+        teacher = open_teacher(pinned(config, stored), task=task, head_url=stored.head)
+    except ChangedModel as error:
+        raise stored.changed(error.found, config.model) from error
     stored.require(teacher.fingerprint, config.model)
     return teacher
 

@@ -17,7 +17,7 @@ from ray_distill.labels.model.rowids import RowIds, SnapshotRows
 from ray_distill.labels.model.signal import DISTRIBUTIONS
 from ray_distill.labels.model.work_units import Coverage, Receipt, WorkUnit, unit_id, unit_of
 from ray_distill.storage import files
-from ray_distill.storage.receipts import part_file, quarantine_file
+from ray_distill.storage.receipts import open_committed, part_file, quarantine_file
 from ray_distill.storage.unit_store import MANIFEST_NAME, UnitStore, create_manifest, read_manifest
 
 #: Lock of a local store: shared by its labellers, held alone by who deletes attempts that the log does not name.
@@ -125,7 +125,7 @@ class LabelStore(UnitStore[StoreManifest, Receipt]):
 
     def _ids(self, name: str, expected: int) -> RowIds:
         url = files.join(self.url, name)
-        with files.open_input(url) as source:
+        with open_committed(url) as source:
             ids = parquet_shards.read_row_ids(source, url)
         if len(ids) != expected:
             raise CorruptStore(f"{url}: found {len(ids)} rows, the log promised {expected}; restore the file")

@@ -277,4 +277,6 @@ def _read_part(url: str, unit: Receipt, part: str) -> tuple[str, bytes]:
 
 def _require_rows(location: str, ids: int, rows: int, promised: int) -> None:
     if not ids == rows == promised:
-        raise CorruptStore(f"{location}: found {ids} row ids and {rows} rows, the log promised {promised}")
+        raise CorruptStore(
+            f"{location}: found {ids} row ids and {rows} rows, the log promised {promised}; restore the file"
+        )

@@ -187,7 +187,7 @@ def _receipts(records: Sequence[Record], found: _Findings) -> list[Receipt]:
         try:
             receipts += Receipt.in_record(record, number)
         except CorruptStore as error:
-            found.corrupt.append(str(error))
+            found.corrupt.append(f"log/{number:012d}.json: {error}")
     return receipts
 
 

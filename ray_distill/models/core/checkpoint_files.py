@@ -2,8 +2,7 @@
 
 import hashlib
 import importlib.util
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -11,15 +10,19 @@ from typing import Any
 
 from transformers.utils import logging
 
-from ray_distill.errors import ChangedModel, ConfigError, ModelError
+from ray_distill.errors import ChangedModel, ConfigError, DamagedFile, ModelError, StorageError
 from ray_distill.fingerprint import canonical_json
 from ray_distill.storage import files
 from ray_distill.storage.scratch import Scratch
+from ray_distill.storage.sealed import read_sealed
 
 #: A saved model's description of itself, beside the transformers files.
 METADATA_FILE = "ray_distill.json"
 #: A language model's defaults for writing; its distributions do not depend on it.
 GENERATION_FILE = "generation_config.json"
+#: Field of the metadata with the digests of `beside`.
+BESIDE = "beside"
+_WAY_OUT = "restore the files of the folder from a copy, or save or train the model again"
 _WEIGHTS = ("*.safetensors",)
 _GGUF = ("*.gguf",)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
@@ -82,7 +85,8 @@ def check_files(folder: Path, url: str) -> None:
             "on a machine that trusts it (AutoModel.from_pretrained(folder).save_pretrained(folder))"
         )
     raise ModelError(
-        f"{url} is not a checkpoint: it has no *.safetensors and no *.gguf, only {', '.join(names[:8]) or 'nothing'}"
+        f"{url} is not a checkpoint: it has no *.safetensors and no *.gguf, only {', '.join(names[:8]) or 'nothing'}; "
+        "give the folder of one, or restore its files"
     )
 
 
@@ -132,6 +136,19 @@ def check_revision(found: str, expected: str | None, url: str) -> None:
     )
 
 
+def check_beside(folder: Path, saved: Mapping[str, Any], url: str) -> None:
+    """Compare the files of a folder with the metadata that was saved with them; other checkpoints have none.
+
+    Raises:
+        ChangedModel: the metadata, or the settings of written texts, belong to another model.
+    """
+    stated = saved.get(BESIDE)
+    if stated is None or stated == beside(folder):
+        return
+    found = f"{METADATA_FILE} was saved with other files than those beside it ({GENERATION_FILE} counts)"
+    raise ChangedModel(f"{url} has changed: {found}; {_WAY_OUT}", found=found)
+
+
 def is_saved(url: str) -> bool:
     """Return whether a folder or URL has a model that `save_model` wrote.
 
@@ -144,18 +161,49 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     """Read the metadata that `save_model` wrote; empty for a checkpoint from elsewhere.
 
     Raises:
-        ModelError: the file is not a JSON object.
+        ChangedModel: the file is not a JSON object, or was changed.
     """
     path = folder / METADATA_FILE
-    if not path.is_file():
-        return {}
+    return read_saved(str(folder)) if path.is_file() else {}
+
+
+def read_saved(url: str) -> dict[str, Any]:
+    """Read the metadata of a folder or URL that `save_model` wrote.
+
+    Raises:
+        ChangedModel: there is none, it is not a JSON object, or it was changed.
+        StorageError: it cannot be read.
+    """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{METADATA_FILE} in the model folder is damaged: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{METADATA_FILE} in the model folder must be an object, found {type(value).__name__}")
-    return value
+        return read_sealed(files.join(url, METADATA_FILE), _WAY_OUT)
+    except DamagedFile as error:
+        raise ChangedModel(str(error), found=f"its {METADATA_FILE} is damaged") from error
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            found = f"it has no {METADATA_FILE}"
+            raise ChangedModel(f"{url}: {found}, which is saved with a model: {_WAY_OUT}", found=found) from error
+        raise
+
+
+def read_facts(url: str) -> dict[str, Any]:
+    """Read the free metadata of a folder or URL that `save_model` wrote: how the model was made.
+
+    Raises:
+        ChangedModel: as `read_saved`, or the file is not what was saved with the model.
+    """
+    saved = read_saved(url)
+    if BESIDE not in saved or "metadata" not in saved:
+        found = f"its {METADATA_FILE} is not what was saved with it"
+        raise ChangedModel(f"{url} has changed: {found}; {_WAY_OUT}", found=found)
+    facts: dict[str, Any] = saved["metadata"]
+    return facts
+
+
+def beside(folder: Path) -> dict[str, str]:
+    """Return the digests by which metadata belongs to the files beside it: all that decides answers or texts."""
+    generation = folder / GENERATION_FILE
+    texts = {GENERATION_FILE: _file_digest(generation)} if generation.is_file() else {}
+    return {"checkpoint": checkpoint_digest(folder), **texts}
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ray_distill.config import TeacherConfig
-from ray_distill.errors import AlreadyExists, ConfigError, ModelError
+from ray_distill.errors import AlreadyExists, ConfigError, ModelError, StorageError
 from ray_distill.fingerprint import canonical_json, fingerprint, fingerprint_bytes
 from ray_distill.models.core.checkpoint_files import (
     check_files,
@@ -38,6 +38,8 @@ from ray_distill.tasks.facets import HeadFit
 
 HEAD_FORMAT = 1
 _HEAD, _ROWS = "head.safetensors", "fitted_rows.parquet"
+#: Fact with the digest of the weights.
+_WEIGHTS = "weights"
 _AGAIN = "restore its folder from a copy, or delete it and label into a new store (labels.store), which fits it again"
 
 
@@ -61,6 +63,8 @@ class Head:
     """Digest of the ids of the rows it was fitted on."""
     weight_VD: Tensor
     bias_V: Tensor
+    facts: dict[str, Any]
+    """Everything that decided the fit, and the digest of the weights."""
     fingerprint: str
 
 
@@ -134,7 +138,9 @@ def fit_head(
         check_revision(digest, spec.revision, spec.model)
         facts = _facts(spec, digest, row_ids, labels=chosen, classes=classes, seed=seed)
         target = files.join(url, fingerprint(facts))
-        if not files.exists(files.join(target, _HEAD)):
+        if files.exists(files.join(target, _HEAD)):
+            _require_own(target, facts)
+        else:
             encoder = place(read_encoder(folder, spec), dtype=spec.dtype, device=spec.device).eval()
             vectors = _embeddings(encoder, encoded, index, spec=spec, collate=collate, batch=batch, progress=progress)
             progress("fitting the head", 0, 1)
@@ -146,14 +152,14 @@ def fitted_rows(head_url: str) -> pa.Array:
     """Return the row ids that the head at ``head_url`` was fitted on.
 
     Raises:
-        ModelError: head or rows are damaged, or they do not belong together.
-        StorageError: there are none.
+        ModelError: head or rows are absent or damaged, or they do not belong together.
+        StorageError: they cannot be read.
     """
     try:
-        table = pq.read_table(io.BytesIO(files.read_bytes(files.join(head_url, _ROWS))), columns=["row_id"])
+        table = pq.read_table(io.BytesIO(_bytes(head_url, _ROWS)), columns=["row_id"])
         found: pa.Array = table.column("row_id").combine_chunks()
         same = row_ids_digest(found) == read_head(head_url).row_ids
-    except (pa.ArrowException, TypeError) as error:
+    except (pa.ArrowException, OSError, KeyError, TypeError) as error:
         raise ModelError(f"the rows of the head at {head_url} cannot be read: {error}; {_AGAIN}") from error
     if not same:
         raise ModelError(
@@ -178,18 +184,33 @@ def read_head(head_url: str) -> Head:
     """Read what `fit_head` wrote.
 
     Raises:
-        ModelError: the head is damaged, or of another version.
-        StorageError: there is none.
+        ModelError: the head is absent, damaged, or of another version.
+        StorageError: it cannot be read.
     """
-    data = files.read_bytes(files.join(head_url, _HEAD))
+    data = _bytes(head_url, _HEAD)
     try:
         state = safetensors.torch.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         facts = json.loads(header["__metadata__"]["facts"])
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise ModelError(f"the head at {head_url} cannot be read: {error}; {_AGAIN}") from error
-    if facts.get("format") != HEAD_FORMAT:
-        raise ModelError(f"the head at {head_url} has format {facts.get('format')!r}: this version reads {HEAD_FORMAT}")
+        if facts["format"] == HEAD_FORMAT:
+            return _head(state, facts, fingerprint_bytes(data))
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ModelError(f"the head at {head_url} cannot be read: {error!r}; {_AGAIN}") from error
+    raise ModelError(
+        f"the head at {head_url} has format {facts['format']!r}: this version reads {HEAD_FORMAT}; {_AGAIN}"
+    )
+
+
+def _bytes(head_url: str, name: str) -> bytes:
+    try:
+        return files.read_bytes(files.join(head_url, name))
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise ModelError(f"the head at {head_url} has no {name}: {_AGAIN}") from error
+        raise
+
+
+def _head(state: dict[str, Tensor], facts: dict[str, Any], mark: str) -> Head:
     return Head(
         classes=tuple(facts["classes"]),
         pool=facts["pool"],
@@ -198,8 +219,27 @@ def read_head(head_url: str) -> Head:
         row_ids=facts["row_ids"],
         weight_VD=state["weight"],
         bias_V=state["bias"],
-        fingerprint=fingerprint_bytes(data),
+        facts=facts,
+        fingerprint=mark,
     )
+
+
+def _require_own(head_url: str, facts: dict[str, Any]) -> None:
+    """Refuse a head in its folder that was fitted for other facts, or whose weights were changed.
+
+    Raises:
+        ModelError: as `read_head`.
+    """
+    head = read_head(head_url)
+    own = {**facts, _WEIGHTS: weights_digest(head.weight_VD, head.bias_V)}
+    if {name: head.facts.get(name) for name in own} != own:
+        raise ModelError(f"{files.join(head_url, _HEAD)} is not the head that was fitted there: {_AGAIN}")
+
+
+def weights_digest(weight_VD: Tensor, bias_V: Tensor) -> str:
+    """Digest the weights of a head."""
+    parts = (tensor.detach().cpu().contiguous().numpy() for tensor in (weight_VD, bias_V))
+    return fingerprint_bytes(b"".join(f"{part.dtype}{part.shape}".encode() + part.tobytes() for part in parts))
 
 
 def attach_head(folder: Path, spec: TeacherConfig, *, digest: str, head_url: str | None) -> tuple[nn.Module, Head]:
@@ -276,7 +316,7 @@ def _facts(
 def _write(folder: str, facts: dict[str, Any], fit: LinearHead, row_ids: pa.Array) -> None:
     """Write the rows, then the head; of several writers the first wins and all use its head."""
     files.write_bytes(files.join(folder, _ROWS), _parquet(row_ids))
-    facts = {**facts, **fit.facts}
+    facts = {**facts, **fit.facts, _WEIGHTS: weights_digest(fit.weight_VD, fit.bias_V)}
     data = safetensors.torch.save(
         {"weight": fit.weight_VD, "bias": fit.bias_V}, metadata={"facts": canonical_json(facts).decode()}
     )

@@ -17,6 +17,7 @@ from ray_distill.config.labels import LanguageConfig
 from ray_distill.errors import ConfigError, ModelError
 from ray_distill.labels.model.part_specs import AnswerSpace
 from ray_distill.models.core.checkpoint_files import (
+    check_beside,
     check_files,
     check_revision,
     checkpoint_digest,
@@ -33,6 +34,8 @@ from ray_distill.models.heads.fit_head import attach_head
 from ray_distill.models.text.tokenizer_match import language_of, speaking
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.inputs.modality import Processor
+
+_RESTORE = "if it loaded before, restore its files"
 
 
 def auto_class(task: str) -> Any:
@@ -67,10 +70,12 @@ def load_model(spec: str | TeacherConfig | StudentModel, *, task: str, head_url:
     if is_factory(config.model):
         return _from_factory(config, task, language_of(spec, {}, config.model))
     with open_checkpoint(config.model) as folder:
-        check_files(folder, config.model)
         digest = checkpoint_digest(folder)
         check_revision(digest, config.revision, config.model)
+        check_files(folder, config.model)
         saved = read_metadata(folder)
+        if config.revision is not None:
+            check_beside(folder, saved, config.model)
         language = language_of(spec, saved, config.model)
         if saved.get("factory"):
             found = _from_saved_factory(config, task, folder, saved=saved, digest=digest, language=language)
@@ -135,7 +140,7 @@ def read_config(folder: Path, config: TeacherConfig) -> Any:
             **({"gguf_file": file} if file else {}),
         )
     except Exception as error:
-        raise ModelError(f"cannot read the config of {config.model}: {error}") from error
+        raise ModelError(f"cannot read the config of {config.model}: {error}; {_RESTORE}") from error
 
 
 def read_processor(folder: Path, model_config: Any, config: TeacherConfig, *, task: str) -> Processor:
@@ -186,7 +191,7 @@ def read_module(
                 **{"ignore_mismatched_sizes": True, **options},
             )
     except Exception as error:
-        raise ModelError(f"cannot load {config.model} for {task}: {error}") from error
+        raise ModelError(f"cannot load {config.model} for {task}: {error}; {_RESTORE}") from error
     if "ignore_mismatched_sizes" not in options:
         _refuse_other_sizes(info["mismatched_keys"], config.model)
     missing = sorted(info["missing_keys"])

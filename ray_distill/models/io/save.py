@@ -11,13 +11,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ray_distill.errors import ModelError
-from ray_distill.models.core.checkpoint_files import METADATA_FILE, checkpoint_digest, quiet
+from ray_distill.models.core.checkpoint_files import BESIDE, METADATA_FILE, beside, checkpoint_digest, quiet
 from ray_distill.models.core.model import Model
 from ray_distill.models.core.module_function import check_annotated
 from ray_distill.models.core.skipped_imports import without
 from ray_distill.models.io.lora import has_lora, merged
 from ray_distill.models.text.lm_processor import LanguageProcessor
 from ray_distill.models.text.seq2seq_processor import PairProcessor
+from ray_distill.storage.sealed import sealed
 
 SAVED_FORMAT = 1
 
@@ -81,10 +82,16 @@ def save_model(
         if isinstance(model.processor, _Saves):
             model.processor.save(folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
-        (folder / METADATA_FILE).write_text(json.dumps(saved, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        _write_metadata(folder, saved)  # first without the digests, of which it decides a part
+        _write_metadata(folder, {**saved, BESIDE: beside(folder)})
     except OSError as error:
         raise ModelError(f"cannot save a model to {folder}: {error}") from error
     return checkpoint_digest(folder)
+
+
+def _write_metadata(folder: Path, saved: Mapping[str, Any]) -> None:
+    text = json.dumps(sealed(saved), indent=2, allow_nan=False)
+    (folder / METADATA_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def _language(model: Model) -> dict[str, Any]:

@@ -8,7 +8,13 @@ from ray_distill.artifacts import StudentRef
 from ray_distill.config import TeacherConfig
 from ray_distill.errors import ChangedModel
 from ray_distill.labels.model.manifest import TeacherIdentity
-from ray_distill.models.core.checkpoint_files import checkpoint_digest, open_checkpoint
+from ray_distill.models.core.checkpoint_files import (
+    check_beside,
+    checkpoint_digest,
+    open_checkpoint,
+    read_facts,
+    read_saved,
+)
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
 
@@ -22,6 +28,7 @@ def load_trained(ref: StudentRef, teacher: TeacherConfig, *, task: str) -> Model
     """
     spec = TeacherConfig(model=ref.url, revision=ref.fingerprint, device=teacher.device, language=teacher.language)
     try:
+        read_facts(ref.url)
         return load_model(spec, task=task)
     except ChangedModel as error:
         raise _changed(ref, error.found) from error
@@ -34,12 +41,20 @@ def load_labelling_teacher(config: TeacherConfig, stored: TeacherIdentity, *, ta
         ChangedModel: its files, head, settings or tokens are not those that made the labels.
         ModelError, ConfigError, StorageError: as `load_model`.
     """
-    model = load_model(config, task=task, head_url=stored.head)
+    try:
+        model = load_model(pinned(config, stored), task=task, head_url=stored.head)
+    except ChangedModel as error:
+        raise stored.changed(error.found, config.model) from error
     if stored.engine is None:
         stored.require(model.fingerprint, config.model)
     elif stored.checkpoint != (found := model.describe.get("checkpoint")):
         raise stored.changed(str(found), config.model)
     return model
+
+
+def pinned(config: TeacherConfig, stored: TeacherIdentity) -> TeacherConfig:
+    """Return the config with the store's checkpoint as revision, so that other files are refused before loading."""
+    return config if config.revision else config.model_copy(update={"revision": stored.checkpoint})
 
 
 @contextmanager
@@ -61,15 +76,22 @@ def verify_trained(folder: Path, ref: StudentRef) -> None:
     Raises:
         ChangedModel: they are not those that were trained.
     """
-    found = checkpoint_digest(folder)
-    if found != ref.fingerprint:
-        raise _changed(ref, found)
+    try:
+        found = checkpoint_digest(folder)
+        if found != ref.fingerprint:
+            raise _changed(ref, found)
+        read_facts(str(folder))
+        check_beside(folder, read_saved(str(folder)), ref.url)
+    except ChangedModel as error:
+        raise _changed(ref, error.found) from error
 
 
 def _changed(ref: StudentRef, found: str) -> ChangedModel:
+    digests = f"its files have {found}, its reference has {ref.fingerprint}"
+    why = digests if found.startswith("sha256:") else found
     return ChangedModel(
-        f"{ref.url} is not the {ref.arm} that was trained: its files have {found}, its reference has "
-        f"{ref.fingerprint}. Restore them from a copy or, if it was registered, from the registry; or delete the "
+        f"{ref.url} is not the {ref.arm} that was trained: {why}. Restore "
+        "them from a copy or, if it was registered, from the registry; or delete the "
         "folder and run `ray-distill train` to train it again",
         found=found,
     )

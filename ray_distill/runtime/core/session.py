@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ray_distill.artifacts import Document
 from ray_distill.config import Campaign, CostConfig, MixtureConfig
 from ray_distill.config.identity import identity
 from ray_distill.errors import ConfigError
@@ -23,12 +24,26 @@ from ray_distill.runtime.core.at_work import working
 from ray_distill.runtime.core.class_names import with_teacher_names
 from ray_distill.storage import files
 from ray_distill.storage.portable import located, movable, portable
+from ray_distill.storage.sealed import read_document, read_sealed, write_sealed
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tracking.base import Registry, Run, Tracker
 from ray_distill.tracking.open import open_tracker
 from ray_distill.tracking.place import place_of
 from ray_distill.tracking.relocate import relocate
 from ray_distill.tracking.views import review_columns
+
+#: Ways out of damaged files below ``state``.
+_RUN_AGAIN = "delete it, and the stage is run again"
+_NEW_RUN = "delete it, and a new run is opened in the tracker"
+_COST_LOST = "delete it, and the cost of that attempt is not counted"
+
+
+class _Attempt(Document):
+    """The cost of one attempt at a stage."""
+
+    started: float
+    """Seconds since 1970."""
+    cost: StageCost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +71,13 @@ class Session:
         url = self.url(self.state, f"{stage}.json")
         if not files.exists(url):
             return None
-        found = files.read_json(url)
-        if not isinstance(found, dict) or not {"key", "result"} <= set(found):
-            raise ConfigError(f"{url} is not the result of a stage: delete it, and the stage is run again")
-        return {"key": found["key"], "result": located(found["result"], self.config.output_url)}
+        found = read_result(url, stage)
+        return {**found, "result": located(found["result"], self.config.output_url)}
 
     def finish(self, stage: str, key: str, result: Any) -> None:
         """Store a stage's result under the key of its inputs, with `portable` references."""
         kept = portable(result, self.config.output_url)
-        files.write_json(self.url(self.state, f"{stage}.json"), {"key": key, "result": kept})
+        write_sealed(self.url(self.state, f"{stage}.json"), {"stage": stage, "key": key, "result": kept})
 
     def costs(self) -> list[StageCost]:
         """Return `stage_costs` of the campaign."""
@@ -83,7 +96,7 @@ class Session:
         known = self._unfinished(unfinished) if resumes else None
         with self.tracker.run(name, parent=self.parent.run_id, run_id=known, tags={"stage": name}) as run:
             if resumes:
-                files.write_json(unfinished, {"run_id": run.run_id, "parent": self.parent.run_id})
+                write_sealed(unfinished, {"run_id": run.run_id, "parent": self.parent.run_id})
             try:
                 with metered(name, cores=cores, accelerators=accelerators, prices=self.config.cost) as meter:
                     yield Stage(name=name, run=run, meter=meter)
@@ -96,13 +109,26 @@ class Session:
 
     def keep_cost(self, started: float, cost: StageCost) -> None:
         """Store the cost of an attempt at a stage; ``started`` in seconds since 1970."""
-        attempt = {"started": started, "cost": cost.to_dict()}
-        files.write_json(self.url("state", "costs", f"{cost.stage}-{uuid.uuid4().hex}.json"), attempt)
+        attempt = _Attempt(started=started, cost=cost).to_dict()
+        write_sealed(self.url("state", "costs", f"{cost.stage}-{uuid.uuid4().hex}.json"), attempt)
 
     def _unfinished(self, url: str) -> str | None:
         """Return the run that an earlier attempt under this parent run left unfinished."""
-        left = files.read_json(url) if files.exists(url) else {}
+        left = read_sealed(url, _NEW_RUN) if files.exists(url) else {}
         return left["run_id"] if left.get("parent") == self.parent.run_id else None
+
+
+def read_result(url: str, stage: str) -> dict[str, Any]:
+    """Return ``{key, result}`` of a stage from the file that `Session.finish` wrote.
+
+    Raises:
+        ConfigError: it is of another stage, or not a result.
+        StorageError: it was changed, or cannot be read.
+    """
+    found = read_sealed(url, _RUN_AGAIN)
+    if not {"key", "result"} <= set(found) or found.get("stage", stage) != stage:
+        raise ConfigError(f"{url} is not the result of a stage `{stage}`: {_RUN_AGAIN}")
+    return {"key": found["key"], "result": found["result"]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +167,12 @@ def _open(config: Campaign, *, sweep: bool) -> Iterator[Session]:
     tracker, registry = open_tracker(place, spool=_spool(config), columns=review_columns(get_task(config.task).answers))
     console.report(f"record: {record_line(config)}")
     state = files.join(config.output_url, "state", f"parent-{parent_key(config, sweep=sweep)}.json")
-    known = files.read_json(state)["run_id"] if files.exists(state) else None
+    known = read_sealed(state, _NEW_RUN).get("run_id") if files.exists(state) else None
     tags = {"stage": "sweep" if sweep else "campaign", "task": config.task, "campaign": config.campaign}
     name, left_out = (f"{config.campaign} sweep", set()) if sweep else (config.campaign, {"sweep"})
     with tracker.run(name, run_id=known, tags=tags) as run:
         if known is None:
-            files.write_json(state, {"run_id": run.run_id})
+            write_sealed(state, {"run_id": run.run_id})
             run.params(config.model_dump(mode="json", by_alias=True, exclude={"tracking", "output"} | left_out))
         yield Session(config=config, tracker=tracker, registry=registry, parent=run)
     waiting = tracker.flush()
@@ -170,9 +196,10 @@ def stage_costs(config: Campaign) -> list[StageCost]:
     The cost of a stage is the sum over its attempts.
     """
     found: dict[str, StageCost] = {}
-    attempts = [files.read_json(item.url) for item in files.list_files(files.join(config.output_url, "state", "costs"))]
-    for attempt in sorted(attempts, key=lambda value: value["started"]):
-        cost = _priced(StageCost.from_dict(attempt["cost"]), config.cost)
+    kept = files.list_files(files.join(config.output_url, "state", "costs"))
+    attempts = [read_document(_Attempt, item.url, _COST_LOST) for item in kept]
+    for attempt in sorted(attempts, key=lambda one: one.started):
+        cost = _priced(attempt.cost, config.cost)
         before = found.get(cost.stage)
         found[cost.stage] = cost if before is None else _add(before, cost)
     return list(found.values())

@@ -18,7 +18,7 @@ from ray_distill.runtime.core import console
 from ray_distill.runtime.core.connection import on_cluster
 from ray_distill.runtime.core.python_envs import new_process
 from ray_distill.runtime.core.session import stage_costs
-from ray_distill.runtime.forecast.plan_report import PlanReport
+from ray_distill.runtime.forecast.plan_report import FORECAST_LOST, PlanReport
 from ray_distill.runtime.forecast.probe import Piece
 from ray_distill.runtime.forecast.stage_forecasts import (
     StageForecast,
@@ -32,6 +32,7 @@ from ray_distill.runtime.forecast.time_stages import time_evaluation, time_train
 from ray_distill.runtime.stages.judge import requested_corruptions
 from ray_distill.snapshots.reader import Snapshot
 from ray_distill.storage import files
+from ray_distill.storage.sealed import read_document, write_sealed
 from ray_distill.students.arms import campaign_arms
 from ray_distill.tasks.catalogue import get_task
 
@@ -70,11 +71,11 @@ def forecast_campaign(config: Campaign, opened: Snapshot, report: PlanReport, la
         except DistillError as error:
             notes.append(f"{what} is not in the forecast, because it could not be timed: {error}")
     url = files.join(config.output_url, "state", "plan.json")
-    earlier = PlanReport.from_dict(files.read_json(url), url).stages if files.exists(url) else ()
+    earlier = read_document(PlanReport, url, FORECAST_LOST).stages if files.exists(url) else ()
     found = report.with_changes(
         stages=with_followed(stages, earlier, stage_costs(config)), notes=(*report.notes, *notes)
     )
-    files.write_json(url, found.to_dict())
+    write_sealed(url, found.to_dict())
     return found
 
 

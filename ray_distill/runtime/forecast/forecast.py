@@ -25,7 +25,7 @@ from ray_distill.runtime import campaign
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.at_work import SCRATCH, working
 from ray_distill.runtime.core.class_names import with_teacher_names
-from ray_distill.runtime.core.session import absolute
+from ray_distill.runtime.core.session import absolute, read_result
 from ray_distill.runtime.forecast.campaign_forecast import Labelled, forecast_campaign
 from ray_distill.runtime.forecast.labelled_test_rows import what_test_rows_establish
 from ray_distill.runtime.forecast.plan_report import PlanReport
@@ -82,7 +82,7 @@ def _frozen(config: Campaign) -> SnapshotRef:
     A new snapshot is not stored as the stage's result: `snapshot` finds it in place and records it.
     """
     url = files.join(config.output_url, "state", "snapshot.json")
-    known = files.read_json(url) if files.exists(url) else {}
+    known = read_result(url, "snapshot") if files.exists(url) else {}
     if known.get("key") == campaign.snapshot_key(config):
         ref = SnapshotRef.from_dict(located(known["result"], config.output_url))
         if files.exists(files.join(ref.url, "snapshot.json")):

@@ -5,6 +5,9 @@ from ray_distill.labels.sizing.forecast import Breakeven
 from ray_distill.labels.sizing.options import Kept, Option
 from ray_distill.runtime.forecast.stage_forecasts import StageForecast
 
+#: Way out where the kept forecast is damaged.
+FORECAST_LOST = "delete it, and the forecast is not compared with what followed; `ray-distill plan` makes a new one"
+
 
 class PlanReport(Artifact):
     """The forecast of a campaign: labelling in detail, and every stage.

@@ -1,5 +1,6 @@
 """Run the evaluation stage: judge the models; record metrics, plots, page and student."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,21 +10,23 @@ import pyarrow.parquet as pq
 from ray_distill.artifacts import Decision, EvalReport, ModelReport, SnapshotRef, StudentRef
 from ray_distill.config import Campaign
 from ray_distill.config.identity import identity
-from ray_distill.errors import ConfigError
+from ray_distill.errors import ConfigError, EvaluationError, StorageError
 from ray_distill.evaluation.measures.cost import CostReport, cost_metrics, cost_report
 from ray_distill.evaluation.measures.drift import DriftReport
 from ray_distill.evaluation.predict.texts import from_json, to_json
 from ray_distill.evaluation.report.assemble import content_fingerprint
 from ray_distill.evaluation.report.html import render_report, report_figures
 from ray_distill.evaluation.report.plots import figure_png
-from ray_distill.fingerprint import fingerprint
+from ray_distill.fingerprint import fingerprint, sha256
 from ray_distill.labels.store.label_store import open_store
+from ray_distill.models.core.checkpoint_files import read_facts
 from ray_distill.models.io.trained import verify_trained
 from ray_distill.promotion.chain import champion, read_chain
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.connection import on_cluster
 from ray_distill.runtime.core.session import Session, Stage
 from ray_distill.runtime.core.task_progress import TaskProgress, followed
+from ray_distill.runtime.forecast.plan_report import FORECAST_LOST
 from ray_distill.runtime.stages import label
 from ray_distill.runtime.stages.judge import Judged, judge_students
 from ray_distill.snapshots.labelled_rows import in_words
@@ -31,6 +34,7 @@ from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.storage.portable import movable, portable
 from ray_distill.storage.scratch import Scratch
+from ray_distill.storage.sealed import read_sealed
 from ray_distill.students.arms import ARMS
 from ray_distill.students.telemetry.curves import curve_url, read_curve
 from ray_distill.tasks.catalogue import get_task
@@ -38,6 +42,9 @@ from ray_distill.tracking.base import Run
 
 #: File of the texts that models wrote, beside the report and on the run.
 _TEXTS = "generations.json"
+#: File of the student's predictions, beside the report.
+_PREDICTIONS = "predictions.parquet"
+_JUDGE_AGAIN = "run `ray-distill evaluate`: it judges again"
 #: Stage that costs nothing worth counting.
 _DECIDING = "promote"
 
@@ -53,12 +60,15 @@ def evaluate(session: Session, students: Mapping[str, StudentRef]) -> EvalReport
     # A student that has since become the champion is not judged again against itself.
     if done is not None and (present is None or present.fingerprint in (done["champion"], own)):
         report = EvalReport.from_dict(done["report"])
-        if content_fingerprint(report) == report.fingerprint:
+        try:
+            check_report(report)
+        except EvaluationError as error:
+            console.report(
+                f"evaluate: the report was changed after it was made, so all models are judged again: {error}"
+            )
+        else:
             console.report(f"evaluate: already judged, skipped ({report.url})", skipped="evaluate")
             return report
-        console.report(
-            f"evaluate: the report {report.url} was changed after it was made, so all models are judged again"
-        )
     resources = config.labels.resources
     with session.stage("evaluate", cores=resources.cpus, accelerators=resources.gpus) as stage:
         with followed(config.output_url) as watch:
@@ -77,14 +87,12 @@ def evaluate(session: Session, students: Mapping[str, StudentRef]) -> EvalReport
                 watch=watch,
                 progress=TaskProgress(watch.url),
             )
-        keep_texts(judged, config.evaluation.new_tokens)
-        keep_predictions(judged)
-        files.write_json(judged.report.url, portable(judged.report.to_dict(), config.output_url))
-        _record(session, stage, judged.report)
-    session.finish("evaluate", key, {"report": judged.report.to_dict(), "champion": present and present.fingerprint})
-    for note in judged.report.notes:
+        report = keep(judged, config)
+        _record(session, stage, report)
+    session.finish("evaluate", key, {"report": report.to_dict(), "champion": present and present.fingerprint})
+    for note in report.notes:
         console.report(f"evaluate: {note}")
-    return judged.report
+    return report
 
 
 def key_of(config: Campaign, students: Mapping[str, StudentRef]) -> str:
@@ -192,7 +200,7 @@ def campaign_costs(session: Session, report: EvalReport) -> CostReport:
         if arm in ("teacher", "student", "champion")
     }
     plan = session.url("state", "plan.json")
-    forecast = files.read_json(plan)["stages"] if files.exists(plan) else []
+    forecast = read_sealed(plan, FORECAST_LOST)["stages"] if files.exists(plan) else []
     return cost_report(
         [cost for cost in session.costs() if cost.stage != _DECIDING],
         rates,
@@ -203,17 +211,37 @@ def campaign_costs(session: Session, report: EvalReport) -> CostReport:
     )
 
 
-def keep_predictions(judged: Judged) -> None:
-    """Store the predictions of the review page beside the report; promotion renders the page."""
+def keep(judged: Judged, config: Campaign) -> EvalReport:
+    """Store what the review page shows beside the report, then the report with the digests; return it.
+
+    These are the student's predictions, and the texts that models wrote, if configured. Promotion renders the page.
+    """
     sink = pa.BufferOutputStream()
     pq.write_table(judged.predictions, sink)
-    files.write_bytes(files.join(_folder(judged.report), "predictions.parquet"), sink.getvalue().to_pybytes())
-
-
-def keep_texts(judged: Judged, new_tokens: int) -> None:
-    """Store the texts that models wrote, if configured, beside the report."""
+    kept = {_PREDICTIONS: sink.getvalue().to_pybytes()}
     if judged.written:
-        files.write_json(files.join(_folder(judged.report), _TEXTS), to_json(judged.written, new_tokens=new_tokens))
+        kept[_TEXTS] = files.json_bytes(to_json(judged.written, new_tokens=config.evaluation.new_tokens))
+    for name, data in kept.items():
+        files.write_bytes(files.join(_folder(judged.report), name), data)
+    report = judged.report.with_changes(files={name: sha256(data) for name, data in kept.items()})
+    report = report.with_changes(fingerprint=content_fingerprint(report))
+    files.write_json(report.url, portable(report.to_dict(), config.output_url))
+    return report
+
+
+def check_report(report: EvalReport) -> None:
+    """Refuse a report that was changed, or whose predictions or texts were.
+
+    Raises:
+        EvaluationError: names the report or the file.
+    """
+    if (found := content_fingerprint(report)) != report.fingerprint:
+        raise EvaluationError(
+            f"the report {report.url} was changed after the evaluation: its content has the fingerprint {found}, it "
+            f"states {report.fingerprint}; {_JUDGE_AGAIN}"
+        )
+    for name in report.files:
+        _verified(report, name)
 
 
 def publish(session: Session, run: Run, report: EvalReport, decision: Decision) -> str:
@@ -224,9 +252,9 @@ def publish(session: Session, run: Run, report: EvalReport, decision: Decision) 
     """
     config = session.config
     classes = open_snapshot(report.student.labels.snapshot).classes
-    predictions = {"student": _predictions(report)}
+    predictions = {"student": kept_predictions(report)}
     costs = campaign_costs(session, report)
-    history, texts = _history(report), _texts(report)
+    history, texts = _history(report), kept_texts(report)
     page = render_report(
         report,
         title=config.campaign,
@@ -266,22 +294,45 @@ def _folder(report: EvalReport) -> str:
     return report.url.rpartition("/")[0]
 
 
-def _predictions(report: EvalReport) -> pa.Table:
-    with files.open_input(files.join(_folder(report), "predictions.parquet")) as source:
-        return pq.read_table(source)
+def _verified(report: EvalReport, name: str) -> bytes:
+    """Return a file beside the report, which `keep` stored."""
+    url = files.join(_folder(report), name)
+    if name not in report.files:
+        raise EvaluationError(f"the report {report.url} has no {name}; {_JUDGE_AGAIN}")
+    try:
+        data = files.read_bytes(url)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise EvaluationError(f"{url} is missing: restore it, or {_JUDGE_AGAIN}") from error
+        raise
+    if sha256(data) != report.files[name]:
+        raise EvaluationError(
+            f"{url} is not the file of the report {report.url}: its digest is {sha256(data)}, the report has "
+            f"{report.files[name]}; restore it, or {_JUDGE_AGAIN}"
+        )
+    return data
 
 
-def _texts(report: EvalReport) -> dict[str, Any]:
-    """Return the texts that `keep_texts` stored; empty if there are none."""
-    url = files.join(_folder(report), _TEXTS)
-    return files.read_json(url) if files.exists(url) else {}
+def kept_predictions(report: EvalReport) -> pa.Table:
+    """Return the student's predictions that `keep` stored.
+
+    Raises:
+        EvaluationError: they are absent, or were changed.
+    """
+    return pq.read_table(pa.BufferReader(_verified(report, _PREDICTIONS)))
+
+
+def kept_texts(report: EvalReport) -> dict[str, Any]:
+    """Return the texts that `keep` stored; empty if the report has none. Errors as `kept_predictions`."""
+    found: dict[str, Any] = json.loads(_verified(report, _TEXTS)) if _TEXTS in report.files else {}
+    return found
 
 
 def _history(report: EvalReport) -> dict[str, list[tuple[int, float]]]:
     """Return the curve of each trained arm; of several learning rates, that of the selected one."""
     history = {}
     for arm in ARMS.keys() & report.models.keys():
-        facts = files.read_json(files.join(report.models[arm].url, "ray_distill.json"))["metadata"]
+        facts = read_facts(report.models[arm].url)
         output = report.models[arm].url.rpartition("/")[0]
         curve = read_curve(curve_url(output, arm)) or read_curve(
             curve_url(output, f"{arm}/rate-{facts['learning_rate']:g}")

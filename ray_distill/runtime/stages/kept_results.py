@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from ray_distill.artifacts import SnapshotRef, StudentRef
 from ray_distill.config import Campaign
 from ray_distill.config.identity import identity
+from ray_distill.errors import DamagedFile
 from ray_distill.evaluation.measures.teacher_trust import TeacherTrust
 from ray_distill.fingerprint import fingerprint
 from ray_distill.labels.format.fitted_arrays import read_fits, write_fits
@@ -25,8 +26,11 @@ from ray_distill.labels.model.work_units import WorkUnit
 from ray_distill.runtime.labelling.calibrate_store import Found
 from ray_distill.runtime.labelling.teacher_quality import TeacherCheck
 from ray_distill.storage import files
+from ray_distill.storage.sealed import read_sealed, write_sealed
 
 _CHECK = TypeAdapter(TeacherCheck)
+#: Way out where a kept result is damaged.
+_MADE_AGAIN = "delete it, and it is made again"
 
 
 def kept_calibration(config: Campaign, snapshot: SnapshotRef, manifest: StoreManifest) -> Found | None:
@@ -35,7 +39,7 @@ def kept_calibration(config: Campaign, snapshot: SnapshotRef, manifest: StoreMan
     url = files.join(folder, "found.json")
     if not files.exists(url):
         return None
-    found = files.read_json(url)
+    found = _kept(url, _calibration_key(snapshot, manifest))
     return Found(fits=read_fits(folder, found["fits"]), measured=found["measured"], range_rows=found["range_rows"])
 
 
@@ -43,23 +47,27 @@ def keep_calibration(config: Campaign, snapshot: SnapshotRef, manifest: StoreMan
     """Store the calibration of a new store on a snapshot."""
     folder = _calibration(config, snapshot, manifest)
     value = {"fits": write_fits(folder, found.fits), "measured": found.measured, "range_rows": found.range_rows}
-    files.write_json(files.join(folder, "found.json"), value)
+    _keep(files.join(folder, "found.json"), _calibration_key(snapshot, manifest), value)
 
 
 def _calibration(config: Campaign, snapshot: SnapshotRef, manifest: StoreManifest) -> str:
-    key = fingerprint({"manifest": manifest.fingerprint, "snapshot": snapshot.fingerprint})
+    key = fingerprint(_calibration_key(snapshot, manifest))
     return files.join(config.output_url, "kept", "calibration", key)
+
+
+def _calibration_key(snapshot: SnapshotRef, manifest: StoreManifest) -> dict[str, Any]:
+    return {"manifest": manifest.fingerprint, "snapshot": snapshot.fingerprint}
 
 
 def kept_check(config: Campaign, check: dict[str, Any]) -> TeacherCheck | None:
     """Return the result of a check with this `check_key`; None if it is not kept."""
     url = _check(config, check)
-    return _CHECK.validate_python(files.read_json(url)) if files.exists(url) else None
+    return _CHECK.validate_python(_kept(url, check)) if files.exists(url) else None
 
 
 def keep_check(config: Campaign, check: dict[str, Any], found: TeacherCheck) -> None:
     """Store the result of a check under its `check_key`."""
-    files.write_json(_check(config, check), json.loads(_CHECK.dump_json(found)))
+    _keep(_check(config, check), check, json.loads(_CHECK.dump_json(found)))
 
 
 def check_key(config: Campaign, snapshot: SnapshotRef, teacher: str, champion: StudentRef | None) -> dict[str, Any]:
@@ -85,12 +93,12 @@ def check_key(config: Campaign, snapshot: SnapshotRef, teacher: str, champion: S
 def kept_trust(config: Campaign, key: dict[str, Any]) -> TeacherTrust | None:
     """Return a check on newer traffic with this `trust_key`; None if it is not kept."""
     url = _trust(config, key)
-    return TeacherTrust.from_dict(files.read_json(url), url) if files.exists(url) else None
+    return TeacherTrust.from_dict(_kept(url, key), url) if files.exists(url) else None
 
 
 def keep_trust(config: Campaign, key: dict[str, Any], found: TeacherTrust) -> None:
     """Store the result of a check on newer traffic under its `trust_key`."""
-    files.write_json(_trust(config, key), found.to_dict())
+    _keep(_trust(config, key), key, found.to_dict())
 
 
 def trust_key(
@@ -126,3 +134,20 @@ def _trust(config: Campaign, key: dict[str, Any]) -> str:
 
 def _check(config: Campaign, check: dict[str, Any]) -> str:
     return files.join(config.output_url, "kept", "checks", f"{fingerprint(check)}.json")
+
+
+def _keep(url: str, key: dict[str, Any], found: Any) -> None:
+    """Store a result with its key."""
+    write_sealed(url, {"key": fingerprint(key), "found": found})
+
+
+def _kept(url: str, key: dict[str, Any]) -> Any:
+    """Return a result that `_keep` stored.
+
+    Raises:
+        DamagedFile: it was changed, or has another key.
+    """
+    value = read_sealed(url, _MADE_AGAIN)
+    if value.get("key") != fingerprint(key) or "found" not in value:
+        raise DamagedFile(f"{url} is not the result that is kept there; {_MADE_AGAIN}")
+    return value["found"]

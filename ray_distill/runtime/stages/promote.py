@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from ray_distill.artifacts import Decision, EvalReport, StudentRef, Verdict
-from ray_distill.errors import PromotionError, RegistryRefused
-from ray_distill.evaluation.report.assemble import content_fingerprint
+from ray_distill.errors import EvaluationError, PromotionError, RegistryRefused
 from ray_distill.fingerprint import fingerprint
 from ray_distill.models.io.trained import open_trained
 from ray_distill.promotion.chain import Entry, read_chain, record_decision
@@ -29,12 +28,10 @@ def promote(session: Session, report: EvalReport) -> Decision:
 
     The decision chain is written first; registry and page follow it, at once or in a later command.
     """
-    if content_fingerprint(report) != report.fingerprint:
-        raise PromotionError(
-            f"the report of {report.student.url} was changed after the evaluation: its content has the fingerprint "
-            f"{content_fingerprint(report)}, it states {report.fingerprint}; run `ray-distill evaluate`: "
-            "it judges again"
-        )
+    try:
+        evaluate.check_report(report)
+    except EvaluationError as error:
+        raise PromotionError(str(error)) from error
     chain_url = session.url("promotion")
     gate = session.config.gate
     key = fingerprint(

@@ -22,12 +22,15 @@ from ray_distill.runtime.training.prometheus import TrainingGauges
 from ray_distill.snapshots.labelled_rows import labelled_rows
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
+from ray_distill.storage.sealed import read_sealed, write_sealed
 from ray_distill.students.arms import arm_by_name, campaign_arms
 from ray_distill.students.run import TrainingJob, arm_plan
 from ray_distill.students.telemetry.curves import CurveReader, Points, StepMetrics
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tracking.base import Dataset
 
+#: Way out where the steps that were recorded are not known.
+_CURVES_AGAIN = "delete it, and the curves are recorded again from their first step"
 #: Seconds between two reports of the training's cost so far.
 COST_SECONDS = 10.0
 #: Least share of the training's time between two records of it.
@@ -103,7 +106,7 @@ class Curves:
         self._meter, self._gauges = stage.meter, gauges
         self._began, self._priced_at, self._recorded_at = time.monotonic(), -math.inf, -math.inf
         self._points = Points(session.config.tracking.every)
-        kept = files.read_json(self._url) if files.exists(self._url) else {}
+        kept = read_sealed(self._url, _CURVES_AGAIN) if files.exists(self._url) else {}
         known = kept.get("steps") if kept.get("run_id") == self._run.run_id else None
         self._reader = CurveReader(output, known=known)
 
@@ -129,7 +132,7 @@ class Curves:
             if "validation_nll" in one.values or one.step == 1:
                 _show(one)
         if found:
-            files.write_json(self._url, {"run_id": self._run.run_id, "steps": self._reader.known})
+            write_sealed(self._url, {"run_id": self._run.run_id, "steps": self._reader.known})
 
     def _report_cost(self) -> None:
         """Report the cost so far, and record it under the names and step of the stage's final cost.

@@ -14,6 +14,7 @@ from ray_distill.errors import ConfigError, TeacherRefused
 from ray_distill.evaluation.measures.intervals import Floats
 from ray_distill.evaluation.sweep.compare import TrialResult
 from ray_distill.fingerprint import fingerprint
+from ray_distill.models.core.checkpoint_files import read_facts
 from ray_distill.redact import redacted
 from ray_distill.runtime.core.class_names import with_teacher_names
 from ray_distill.runtime.core.session import absolute
@@ -207,7 +208,7 @@ def on_disk(planned: PlannedTrial) -> TrialResult | None:
 
 def finished(planned: PlannedTrial, ref: StudentRef) -> TrialResult:
     """Return the result of a trial whose student is exported."""
-    facts = files.read_json(files.join(ref.url, "ray_distill.json"))["metadata"]
+    facts = read_facts(ref.url)
     epoch = planned.trial.config.student.training.epochs * facts["best_step"] / facts["steps"]
     return result_of(planned, "finished", metrics=facts["validation"], epoch=epoch, student=ref)
 

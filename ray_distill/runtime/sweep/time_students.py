@@ -7,7 +7,7 @@ import torch
 from ray_distill.artifacts import Efficiency, SnapshotRef, StudentRef
 from ray_distill.config import Campaign
 from ray_distill.fingerprint import fingerprint
-from ray_distill.models.core.checkpoint_files import METADATA_FILE
+from ray_distill.models.core.checkpoint_files import read_saved
 from ray_distill.models.io.trained import load_trained
 from ray_distill.runtime.stages.judge import TIMED_EXAMPLES, panel_of, size_of, time_models
 from ray_distill.snapshots.reader import open_snapshot
@@ -41,7 +41,7 @@ def time_students(
 
 def shape_of(student: StudentRef) -> str:
     """Return the key of a student's architecture, however a trial's settings describe it."""
-    saved = files.read_json(files.join(student.url, METADATA_FILE))
+    saved = read_saved(student.url)
     config = files.join(student.url, "config.json")
     return fingerprint(
         {

@@ -13,6 +13,7 @@ from ray_distill.runtime.core.session import Session
 from ray_distill.runtime.sweep.resolve_trials import ARM
 from ray_distill.runtime.sweep.trial_worker import PlannedTrial
 from ray_distill.storage import files
+from ray_distill.storage.sealed import read_sealed, write_sealed
 from ray_distill.students.telemetry.curves import CurveReader, Points
 from ray_distill.tracking.base import Run
 
@@ -121,12 +122,11 @@ class TrialRuns:
 
     def _keep(self, key: str, run: Run, **more: str) -> None:
         """Store the id of a trial's run, and its recorded steps."""
-        files.write_json(self._url(key), {"run_id": run.run_id, "steps": self._curves[key].known, **more})
+        write_sealed(self._url(key), {"run_id": run.run_id, "steps": self._curves[key].known, **more})
 
     def _kept(self, key: str) -> dict[str, Any]:
         url = self._url(key)
-        kept: dict[str, Any] = files.read_json(url) if files.exists(url) else {}
-        return kept
+        return read_sealed(url, "delete it, and the trial gets a new run") if files.exists(url) else {}
 
     def _url(self, key: str) -> str:
         return files.join(self._folder, f"{key}.json")

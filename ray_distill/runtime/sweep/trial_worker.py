@@ -17,6 +17,7 @@ from ray_distill.runtime.sweep.coordinator import CoordinatorHandle
 from ray_distill.runtime.training.outcome_channel import RankReporter
 from ray_distill.runtime.training.workers import send_outcome
 from ray_distill.storage import files
+from ray_distill.storage.sealed import read_document, write_sealed
 
 if TYPE_CHECKING:
     from ray_distill.students.run import TrainingJob
@@ -101,13 +102,13 @@ class RungJudge:
             return True
         self._passed |= {one.rung: one.value for one in found}
         passed = PassedRungs(rule=self._planned.rule, passed=tuple(self._passed.items()))
-        files.write_json(files.join(self._planned.job.output, RUNGS), passed.to_dict())
+        write_sealed(files.join(self._planned.job.output, RUNGS), passed.to_dict())
         return False
 
     def record_stop(self) -> None:
         """Write the reason of the stop, after the trial's last checkpoint."""
         assert self._stopped is not None
-        files.write_json(files.join(self._planned.job.output, STOPPED), self._stopped.to_dict())
+        write_sealed(files.join(self._planned.job.output, STOPPED), self._stopped.to_dict())
 
 
 def objective_of(values: Mapping[str, float], planned: PlannedTrial) -> float:
@@ -139,7 +140,8 @@ def known_rungs(folder: str, rule: str | None) -> dict[float, float]:
 def read_marker(folder: str, name: str, kind: type[D]) -> D | None:
     """Return what a trial's folder has under a name; None if it has nothing."""
     url = files.join(folder, name)
-    return kind.from_dict(files.read_json(url), url) if files.exists(url) else None
+    way_out = "delete the trial's folder, and it is trained again"
+    return read_document(kind, url, way_out) if files.exists(url) else None
 
 
 def train_alone(task: bytes, coordinator: CoordinatorHandle, threads: int) -> None:

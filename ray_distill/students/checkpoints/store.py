@@ -21,6 +21,7 @@ from ray_distill.errors import DistillError, StorageError, TrainingError
 from ray_distill.fingerprint import sha256
 from ray_distill.storage import files
 from ray_distill.storage.scratch import Scratch
+from ray_distill.storage.sealed import sealed, unsealed
 from ray_distill.students.process_group import Ranks
 
 log = logging.getLogger(__name__)
@@ -170,12 +171,11 @@ def upload(local: Path, url: str, prefix: str) -> dict[str, str]:
         name, data = f"{prefix}/{path.relative_to(local).as_posix()}", path.read_bytes()
         files.write_bytes(files.join(url, name), data)
         digests[name] = sha256(data)
-        try:
-            _verified(url, name, digests[name])
-        except TrainingError as error:
+        if (found := sha256(files.read_bytes(files.join(url, name)))) != digests[name]:
             raise StorageError(
-                f"{error}; it was just written: the file system does not store the bytes that it receives"
-            ) from error
+                f"{url}: {name} is damaged: its digest is {found}, not {digests[name]}; it was just written: the file "
+                "system does not store the bytes that it receives"
+            )
     return digests
 
 
@@ -184,7 +184,7 @@ def complete(
 ) -> None:
     """Write the marker, which completes a checkpoint; all its files must have been uploaded."""
     marker = Marker(step=step, plan=dict(plan), state=dict(state), digests=dict(digests))
-    files.create_exclusive(files.join(url, _MARKER), files.json_bytes(marker.to_dict()))
+    files.create_exclusive(files.join(url, _MARKER), files.json_bytes(sealed(marker.to_dict())))
 
 
 def prune(folder_url: str, policy: CheckpointPolicy, protect: Collection[str] = (), *, last: int | None = None) -> None:
@@ -258,7 +258,8 @@ def _read_marker(url: str) -> Checkpoint:
             f"{url}: the checkpoint has format {marker.get('format')}, this release reads {FORMAT}; start anew without "
             "resuming"
         )
-    return Checkpoint(url=url, **dict(Marker.from_dict(marker, f"{url}: its {_MARKER}")))
+    content = unsealed(marker, files.join(url, _MARKER), "restore it, or delete the folder of this checkpoint")
+    return Checkpoint(url=url, **dict(Marker.from_dict(content, f"{url}: its {_MARKER}")))
 
 
 def _verified(url: str, name: str, digest: str) -> bytes:
@@ -269,5 +270,8 @@ def _verified(url: str, name: str, digest: str) -> bytes:
     """
     data = files.read_bytes(files.join(url, name))
     if sha256(data) != digest:
-        raise TrainingError(f"{url}: {name} is damaged: its digest is {sha256(data)}, not {digest}")
+        raise TrainingError(
+            f"{url}: {name} is damaged: its digest is {sha256(data)}, not {digest}; restore it, or delete the folder "
+            "of this checkpoint to resume from the one before"
+        )
     return data

@@ -5,11 +5,11 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ray_distill.artifacts import LabelSetRef
 from ray_distill.config import Campaign, TrainingConfig
 from ray_distill.errors import ConfigError
+from ray_distill.labels.format.parquet_shards import read_row_ids
 from ray_distill.labels.model import rowids
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.part_specs import DistributionsSpec
@@ -151,7 +151,7 @@ def _fitted_rows(manifest: StoreManifest) -> RowIds:
 
 def _ids_in(url: str) -> RowIds:
     with files.open_input(url) as source:
-        return np.sort(rowids.to_numpy(pq.read_table(source, columns=["row_id"])["row_id"]))
+        return np.sort(read_row_ids(source, url))
 
 
 def _require_same_form(first: StoreManifest, other: StoreManifest) -> None:

@@ -1,6 +1,5 @@
 """Store the best result of a run, so that a finished run is never trained again."""
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,9 +9,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ray_distill.artifacts import Document
-from ray_distill.errors import DistillError, TrainingError
+from ray_distill.errors import DamagedFile, DistillError, TrainingError
 from ray_distill.fingerprint import sha256
 from ray_distill.storage import files
+from ray_distill.storage.sealed import read_sealed, write_sealed
 from ray_distill.students.checkpoints.store import check_plan
 from ray_distill.students.loop.validation import Score
 from ray_distill.students.order.cursor import Cursor
@@ -78,7 +78,7 @@ def save_outcome(url: str, best: Best, plan: Mapping[str, Any], ranks: Ranks) ->
         data = weights_bytes(best.weights)
         files.write_bytes(files.join(url, WEIGHTS_FILE), data)
         marker = OutcomeMarker(best=best.record, digest=sha256(data), plan=dict(plan))
-        files.write_json(files.join(url, _MARKER), marker.to_dict())
+        write_sealed(files.join(url, _MARKER), marker.to_dict())
     ranks.barrier()
 
 
@@ -118,11 +118,12 @@ def _read_outcome(url: str) -> tuple[OutcomeMarker, dict[str, Tensor]] | None:
     if not files.exists(marker_url):
         return None
     try:
-        marker = OutcomeMarker.from_dict(json.loads(files.read_bytes(marker_url)), marker_url)
-        data = files.read_bytes(files.join(url, WEIGHTS_FILE))
+        marker = OutcomeMarker.from_dict(read_sealed(marker_url, "the run is trained again"), marker_url)
+        weights_url = files.join(url, WEIGHTS_FILE)
+        data = files.read_bytes(weights_url) if files.exists(weights_url) else b""
         if sha256(data) != marker.digest:
             raise TrainingError(f"{url}: {WEIGHTS_FILE} is damaged: its digest is not {marker.digest}")
         return marker, read_weights(data)
-    except (TrainingError, ValueError) as error:
+    except (TrainingError, DamagedFile) as error:
         log.warning("the finished run %s cannot be used and is trained again: %s", url, error)
         return None

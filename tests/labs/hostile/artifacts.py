@@ -3,6 +3,7 @@
 import json
 import shutil
 
+from ray_distill.storage.sealed import SEAL, sealed
 from ray_distill.testing.models import write_tiny_text_model
 from tests.labs import campaign as lab
 from tests.labs.hostile.damage import DAMAGES, damaged, student_swapped
@@ -20,7 +21,7 @@ def _better_report(site: Site) -> None:
     path = site.output / "state" / "evaluate.json"
     value = json.loads(path.read_text(encoding="utf-8"))
     value["result"]["report"]["models"]["student"]["metrics"]["accuracy"] |= {"value": 0.99, "low": 0.98, "high": 1.0}
-    path.write_text(json.dumps(value), encoding="utf-8")
+    path.write_text(json.dumps(sealed({name: item for name, item in value.items() if name != SEAL})), encoding="utf-8")
 
 
 def _foreign_report(site: Site) -> None:
@@ -28,7 +29,13 @@ def _foreign_report(site: Site) -> None:
     path = site.output / "state" / "evaluate.json"
     value = json.loads(path.read_text(encoding="utf-8"))
     value["result"]["report"]["student"]["fingerprint"] = "sha256:" + "0" * 64
-    path.write_text(json.dumps(value), encoding="utf-8")
+    path.write_text(json.dumps(sealed({name: item for name, item in value.items() if name != SEAL})), encoding="utf-8")
+
+
+def _edited_result(site: Site) -> None:
+    """Change a number in the stored result of the evaluation, as an editor or a bad disk does."""
+    path = site.output / "state" / "evaluate.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"n": 1', '"n": 2', 1), encoding="utf-8")
 
 
 def _judged_again(site: Site, ran: Ran) -> None:
@@ -137,6 +144,28 @@ TRIES = (
         says="was changed after it was made",
         check=_judged_again,
         stage="evaluate",
+    ),
+    *(
+        Try(
+            point=1,
+            name=f"another number in the result of the evaluation, then {command}",
+            do=_edited_result,
+            command=(command, "{config}"),
+            says=r"evaluate\.json is damaged.*delete it",
+            stage="evaluate",
+        )
+        for command in ("evaluate", "promote")
+    ),
+    *(
+        Try(
+            point=1,
+            name=f"the predictions beside the report: {how}, then promote",
+            do=damaged("evaluations/*/predictions.parquet", damage),
+            command=("promote", "{config}"),
+            says=r"predictions\.parquet.*run `ray-distill evaluate`",
+            stage="evaluate",
+        )
+        for how, damage in DAMAGES.items()
     ),
     Try(
         point=1,

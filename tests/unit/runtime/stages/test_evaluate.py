@@ -17,7 +17,7 @@ from ray_distill.models.io.load import load_model
 from ray_distill.models.io.save import save_model
 from ray_distill.promotion.gate import decide
 from ray_distill.runtime.core.session import Session
-from ray_distill.runtime.stages.evaluate import _drift, keep_predictions, keep_texts, log_student, publish
+from ray_distill.runtime.stages.evaluate import _drift, keep, log_student, publish
 from ray_distill.runtime.stages.judge import judge_students
 from ray_distill.snapshots.take import take_snapshot
 from ray_distill.storage import files
@@ -106,9 +106,7 @@ def judged(root, **settings):
 def published(config, found):
     """What reaches the tracking server and the folder of the report."""
     session = Session(config=config, tracker=NullTracker(), registry=InMemoryRegistry(), parent=Recorded())
-    keep_texts(found, config.evaluation.new_tokens)
-    keep_predictions(found)
-    report = EvalReport.from_dict(found.report.to_dict())
+    report = EvalReport.from_dict(keep(found, config).to_dict())
     page = publish(session, session.parent, report, decide(report, config.gate))
     return session, files.read_bytes(page).decode()
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Generic, Protocol, TypeVar
 
-from ray_distill.errors import AlreadyExists, CorruptStore, DamagedFile, LabelError, StorageError
+from ray_distill.errors import AlreadyExists, CorruptStore, DamagedFile, DistillError, LabelError, StorageError
 from ray_distill.storage import files
 from ray_distill.storage.committed_units import Ledger
 from ray_distill.storage.log import DIGEST_BYTES, CommitLog, Record, covered
@@ -164,7 +164,11 @@ def read_manifest(url: str, kind: type[D]) -> D:
         raise
     if not isinstance(value, dict) or not isinstance(value.get("manifest"), dict):
         raise CorruptStore(f"{location}: expected a store's manifest, found something else; restore it")
-    manifest: D = kind.from_dict(located(value["manifest"], url), location)
+    try:
+        manifest: D = kind.from_dict(located(value["manifest"], url), location)
+    except DistillError as error:
+        where = "" if location in str(error) else f"{location}: "
+        raise type(error)(f"{where}{error}; restore the file, or use the version that wrote it") from error
     if value.get("fingerprint") != manifest.fingerprint:
         raise CorruptStore(
             f"{location}: its content has fingerprint {manifest.fingerprint}, it states {value.get('fingerprint')}: "

@@ -261,7 +261,7 @@ def _check_unit(store: LabelStore, receipt: Receipt, found: _Findings) -> None:
     """Check the bytes of each file of a unit, then that together they are the unit."""
     unit, attempt, url = receipt.unit, receipt.attempt, store.url
     if receipt.manifest != store.manifest.fingerprint or set(receipt.parts) != part_names(store.manifest):
-        found.corrupt.append(f"unit {unit}: its log entry is for another manifest than the store's")
+        found.corrupt.append(f"unit {unit}: its log entry is for another manifest than store.json")
         return
     labels = _guard(
         found, url, part_file(DISTRIBUTIONS, unit, attempt), lambda: read_labels(url, store.manifest, receipt)

@@ -1,4 +1,4 @@
-"""Write JSON objects with the digest of their content, so that a reader finds one that was changed.
+"""Write JSON objects with the digest of their content, which reveals a change.
 
 A damaged file is often still valid JSON: with one other digit it would be read as another result. The digest covers the
 parsed content, not the bytes. An object without a digest is read as it is: it was written by hand.

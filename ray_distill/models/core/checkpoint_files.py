@@ -137,7 +137,9 @@ def check_revision(found: str, expected: str | None, url: str) -> None:
 
 
 def check_beside(folder: Path, saved: Mapping[str, Any], url: str) -> None:
-    """Compare the files of a folder with the metadata that was saved with them; other checkpoints have none.
+    """Compare the files of a folder with the metadata that was saved with them.
+
+    Other checkpoints have none, and pass.
 
     Raises:
         ChangedModel: the metadata, or the settings of written texts, belong to another model.
@@ -200,7 +202,7 @@ def read_facts(url: str) -> dict[str, Any]:
 
 
 def beside(folder: Path) -> dict[str, str]:
-    """Return the digests by which metadata belongs to the files beside it: all that decides answers or texts."""
+    """Return digests of what decides answers or texts, for the metadata beside it."""
     generation = folder / GENERATION_FILE
     texts = {GENERATION_FILE: _file_digest(generation)} if generation.is_file() else {}
     return {"checkpoint": checkpoint_digest(folder), **texts}

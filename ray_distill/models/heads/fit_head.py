@@ -225,7 +225,7 @@ def _head(state: dict[str, Tensor], facts: dict[str, Any], mark: str) -> Head:
 
 
 def _require_own(head_url: str, facts: dict[str, Any]) -> None:
-    """Refuse a head in its folder that was fitted for other facts, or whose weights were changed.
+    """Refuse a head that was fitted for other facts, or whose weights were changed.
 
     Raises:
         ModelError: as `read_head`.

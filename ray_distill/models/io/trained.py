@@ -1,5 +1,6 @@
 """Load trained students and labelling teachers, and verify that they have not changed."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ from ray_distill.models.core.checkpoint_files import (
 )
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def load_trained(ref: StudentRef, teacher: TeacherConfig, *, task: str) -> Model:
@@ -53,8 +56,9 @@ def load_labelling_teacher(config: TeacherConfig, stored: TeacherIdentity, *, ta
 
 
 def pinned(config: TeacherConfig, stored: TeacherIdentity) -> TeacherConfig:
-    """Return the config with the store's checkpoint as revision, so that other files are refused before loading."""
-    return config if config.revision else config.model_copy(update={"revision": stored.checkpoint})
+    """Pin the store's checkpoint as revision: other files are refused before they are loaded."""
+    known = stored.checkpoint is not None and _DIGEST.fullmatch(stored.checkpoint) is not None
+    return config.model_copy(update={"revision": stored.checkpoint}) if known and not config.revision else config
 
 
 @contextmanager

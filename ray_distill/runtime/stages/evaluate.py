@@ -212,9 +212,9 @@ def campaign_costs(session: Session, report: EvalReport) -> CostReport:
 
 
 def keep(judged: Judged, config: Campaign) -> EvalReport:
-    """Store what the review page shows beside the report, then the report with the digests; return it.
+    """Store what the review page shows, then the report with its digests; return the report.
 
-    These are the student's predictions, and the texts that models wrote, if configured. Promotion renders the page.
+    Shown are the student's predictions, and the texts that models wrote, if configured. Promotion renders the page.
     """
     sink = pa.BufferOutputStream()
     pq.write_table(judged.predictions, sink)
@@ -323,7 +323,10 @@ def kept_predictions(report: EvalReport) -> pa.Table:
 
 
 def kept_texts(report: EvalReport) -> dict[str, Any]:
-    """Return the texts that `keep` stored; empty if the report has none. Errors as `kept_predictions`."""
+    """Return the texts that `keep` stored; empty if the report has none.
+
+    Errors are those of `kept_predictions`.
+    """
     found: dict[str, Any] = json.loads(_verified(report, _TEXTS)) if _TEXTS in report.files else {}
     return found
 

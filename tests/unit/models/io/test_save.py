@@ -280,7 +280,12 @@ def test_a_saved_model_remembers_what_it_was_told(folder: Path, tmp_path: Path) 
     told = load_processor(TeacherConfig(model=str(tmp_path / "saved")), task=TASK)
     assert told.settings == LanguageConfig()  # type: ignore[attr-defined]
     path = tmp_path / "saved" / METADATA_FILE
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"language": {"format": "song"}}))
+    forged = json.loads(path.read_text()) | {"language": {"format": "song"}}
+    path.write_text(json.dumps(forged))
+    with pytest.raises(ModelError, match=r"ray_distill\.json is damaged.*restore the files"):
+        load_model(str(tmp_path / "saved"), task=TASK)
+    del forged["content_digest"]
+    path.write_text(json.dumps(forged))
     with pytest.raises(ModelError, match="language settings .* are damaged"):
         load_model(str(tmp_path / "saved"), task=TASK)
 

@@ -136,18 +136,18 @@ def _check(config: Campaign, check: dict[str, Any]) -> str:
     return files.join(config.output_url, "kept", "checks", f"{fingerprint(check)}.json")
 
 
-def _keep(url: str, key: dict[str, Any], found: Any) -> None:
+def _keep(url: str, key: dict[str, Any], found: dict[str, Any]) -> None:
     """Store a result with its key."""
-    write_sealed(url, {"key": fingerprint(key), "found": found})
+    write_sealed(url, {"key": fingerprint(key), **found})
 
 
-def _kept(url: str, key: dict[str, Any]) -> Any:
+def _kept(url: str, key: dict[str, Any]) -> dict[str, Any]:
     """Return a result that `_keep` stored.
 
     Raises:
         DamagedFile: it was changed, or has another key.
     """
     value = read_sealed(url, _MADE_AGAIN)
-    if value.get("key") != fingerprint(key) or "found" not in value:
+    if value.pop("key", None) != fingerprint(key):
         raise DamagedFile(f"{url} is not the result that is kept there; {_MADE_AGAIN}")
-    return value["found"]
+    return value

@@ -8,7 +8,9 @@ import pytest
 
 from ray_distill.artifacts import Estimate, LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, parse_config
+from ray_distill.errors import DamagedFile
 from ray_distill.evaluation.measures.teacher_trust import TrustSample, compare_trust
+from ray_distill.fingerprint import fingerprint
 from ray_distill.labels.model.work_units import WorkUnit
 from ray_distill.runtime.labelling.calibrate_store import Found
 from ray_distill.runtime.labelling.teacher_quality import TeacherCheck
@@ -75,6 +77,22 @@ def test_a_check_is_kept_for_its_teacher_and_not_for_its_limits(config: Campaign
     other_floor = _config(tmp_path, check={"limits": {"accuracy": {"min": 0.9}}})
     assert check_key(other_floor, SNAPSHOT, "teacher", None) == key
     assert len({str(one) for one in (key, *_others(config, tmp_path))}) == 4
+
+
+def test_a_result_of_another_key_is_refused_by_name(config: Campaign) -> None:
+    """Two results in each other's place are whole, and of other teachers."""
+    for teacher, accuracy in (("one", 0.5), ("two", 0.9)):
+        estimates = {"accuracy": Estimate(value=accuracy)}
+        keep_check(config, check_key(config, SNAPSHOT, teacher, None), TeacherCheck(teacher=estimates))
+    one, two = sorted(Path(config.output_url).glob("kept/checks/*.json"))
+    one.write_bytes(two.read_bytes())
+    key = next(
+        found
+        for found in (check_key(config, SNAPSHOT, teacher, None) for teacher in ("one", "two"))
+        if fingerprint(found) == one.stem
+    )
+    with pytest.raises(DamagedFile, match=r"is not the result that is kept there; delete it, and it is made again"):
+        kept_check(config, key)
 
 
 def test_a_check_on_newer_traffic_is_kept_for_its_rows_and_its_limits(config: Campaign) -> None:

@@ -35,7 +35,10 @@ def _foreign_report(site: Site) -> None:
 def _edited_result(site: Site) -> None:
     """Change a number in the stored result of the evaluation, as an editor or a bad disk does."""
     path = site.output / "state" / "evaluate.json"
-    path.write_text(path.read_text(encoding="utf-8").replace('"n": 1', '"n": 2', 1), encoding="utf-8")
+    before = path.read_text(encoding="utf-8")
+    after = before.replace('"value": 0.', '"value": 1.', 1)
+    assert after != before
+    path.write_text(after, encoding="utf-8")
 
 
 def _judged_again(site: Site, ran: Ran) -> None:

@@ -12,6 +12,10 @@ Format = Literal["auto", "parquet", "jsonl", "csv", "images"]
 Patterns = str | Annotated[tuple[str, ...], Field(min_length=1)]
 
 
+#: Default of ``max_cell_bytes``.
+LARGEST_CELL = 16 << 20
+
+
 class Columns(Section):
     """Which source column plays which part."""
 
@@ -97,6 +101,11 @@ class SnapshotConfig(Section):
     )
     max_bad_fraction: float = Field(
         0.01, ge=0, le=1, description="above this share of unusable rows, stop", json_schema_extra=NOT_DECIDING
+    )
+    max_cell_bytes: int = Field(
+        LARGEST_CELL,
+        ge=1,
+        description="larger texts, images and lines of JSON are unusable rows, if possible before they are decoded",
     )
     shard_rows: int = Field(4096, ge=1, description="rows a snapshot shard")
 

@@ -41,6 +41,7 @@ class Reason(IntEnum):
     IMAGE_RANGE = 16
     IMAGE_STRIP = 17
     REPEATED_HEADER = 18
+    HUGE_CELL = 19
 
     @property
     def text(self) -> str:
@@ -73,6 +74,7 @@ _TEXTS = {
     Reason.IMAGE_RANGE: "image without a known range of values",
     Reason.IMAGE_STRIP: "image is a strip",
     Reason.REPEATED_HEADER: "header repeated",
+    Reason.HUGE_CELL: "cell too large",
 }
 
 QUARANTINE_SCHEMA = pa.schema([("source", pa.string()), ("row", pa.int64()), ("reason", pa.string())])
@@ -85,6 +87,8 @@ _ADVICE = {
     "12 bits in 16, with 32 bits or with other floats do not state their range)",
     Reason.MALFORMED_CSV: "write the source with quoted fields, or as Parquet",
     Reason.MALFORMED_JSON: "write one object a line, without a comma at its end, keys and texts in double quotes",
+    Reason.HUGE_CELL: "split such inputs, or raise snapshot.max_cell_bytes (a row group of Parquet that cannot be "
+    "decoded within it is counted whole: write smaller ones)",
     Reason.UNREADABLE_TIME: "write times as 2026-01-31T10:00:00Z, or as seconds since 1970 (not milliseconds)",
 }
 

@@ -93,7 +93,12 @@ def take_snapshot(
         StorageError: a source cannot be read, or the snapshot not be written.
     """
     column = InputColumn(
-        name=input_column, binary=binary, verify=verify, nested=nested, companions=companions or Companions()
+        name=input_column,
+        binary=binary,
+        verify=verify,
+        nested=nested,
+        companions=companions or Companions(),
+        largest=config.max_cell_bytes,
     )
     frozen = freeze(config, column, truth=truth, seed=seed, known=known, empty_splits=empty_splits)
     manifest = SnapshotManifest(

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from ray_distill.config import Columns
+from ray_distill.config.snapshot import LARGEST_CELL
 from ray_distill.errors import SnapshotError
 from ray_distill.snapshots.rows import Why
 
@@ -49,6 +50,8 @@ class InputColumn:
     """Lists and objects are kept as canonical JSON; else they are errors."""
     companions: Companions = Companions()
     """Columns that belong to a nested input."""
+    largest: int = LARGEST_CELL
+    """Bytes of the largest usable cell, of any column, and of the largest line of JSON."""
 
 
 def source_columns(columns: Columns, column: InputColumn) -> dict[str, str]:

@@ -3,13 +3,16 @@
 import bz2
 import codecs
 import gzip
+import io
 import lzma
 import zlib
 from collections.abc import Callable
+from typing import IO, cast
 
 import pyarrow as pa
 
 from ray_distill.errors import SnapshotError
+from ray_distill.snapshots.sources.cell_sizes import unpack
 from ray_distill.snapshots.sources.resolve import SourceFile
 from ray_distill.storage.files import read_bytes
 
@@ -38,16 +41,23 @@ _MISNAMED = {
 _HEAD = 1024
 
 
-def _unzstd(data: bytes) -> bytes:
-    with pa.input_stream(pa.BufferReader(data), compression="zstd") as stream:
-        found: bytes = stream.read()
-    return found
+def _unzstd(data: bytes) -> IO[bytes]:
+    stream: IO[bytes] = pa.input_stream(pa.BufferReader(data), compression="zstd")
+    return stream
 
 
-_UNPACK: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
-    ".gz": ("gzip", gzip.decompress),
-    ".bz2": ("bzip2", bz2.decompress),
-    ".xz": ("xz", lzma.decompress),
+def _ungzip(data: bytes) -> IO[bytes]:
+    return cast(IO[bytes], gzip.GzipFile(fileobj=io.BytesIO(data)))
+
+
+def _unxz(data: bytes) -> IO[bytes]:
+    return lzma.LZMAFile(io.BytesIO(data))
+
+
+_UNPACK: dict[str, tuple[str, Callable[[bytes], IO[bytes]]]] = {
+    ".gz": ("gzip", _ungzip),
+    ".bz2": ("bzip2", lambda data: bz2.BZ2File(io.BytesIO(data))),
+    ".xz": ("xz", _unxz),
     ".zst": ("zstd", _unzstd),
 }
 
@@ -76,9 +86,10 @@ def _unpacked(file: SourceFile) -> bytes:
     data = read_bytes(file.url)
     if file.packing is None:
         return data
-    name, unpack = _UNPACK[file.packing]
+    name, opened = _UNPACK[file.packing]
     try:
-        return unpack(data)
+        with opened(data) as stream:
+            return unpack(stream, len(data), file.name)
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
         raise SnapshotError(f"{file.name} is not a whole {name} file ({error}): restore it") from error
 

@@ -44,7 +44,8 @@ def read_jsonl(
     mapping = {**mapping, **beside}
     nested = frozenset(part for part, lists in ((column.name, column.nested), ("label", sets)) if lists) | {*beside}
     pieces = [
-        _read_piece(piece, mapping, input_column=column.name, keys=keys, nested=nested) for piece in _pieces(data)
+        _read_bounded(piece, mapping, input_column=column.name, keys=keys, nested=nested, largest=column.largest)
+        for piece in _pieces(data)
     ]
     pieces = pieces or [_read_lines([], mapping, input_column=column.name, keys=keys, nested=nested)]
     why = np.concatenate([why for _, why in pieces])
@@ -59,6 +60,26 @@ def _pieces(data: bytes) -> Iterator[bytes]:
         end = len(data) if end < 0 else end + 1
         yield data[at:end]
         at = end
+
+
+def _read_bounded(
+    piece: bytes,
+    mapping: Mapping[str, str],
+    *,
+    input_column: str,
+    keys: set[str],
+    nested: Collection[str],
+    largest: int,
+) -> Piece:
+    """Read a piece; a line that is too large is not parsed."""
+    if len(piece) > largest:
+        lines = [line for line in piece.split(b"\n") if line.strip()]
+        huge = np.array([len(line) > largest for line in lines], dtype=bool)
+        if huge.any():
+            lines = [b"{}" if bad else line for line, bad in zip(lines, huge, strict=True)]
+            table, why = _read_lines(lines, mapping, input_column=input_column, keys=keys, nested=nested)
+            return table, np.where(huge, np.int8(Reason.HUGE_CELL), why)
+    return _read_piece(piece, mapping, input_column=input_column, keys=keys, nested=nested)
 
 
 def _read_piece(

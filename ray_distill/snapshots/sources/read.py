@@ -14,6 +14,7 @@ from ray_distill.snapshots.label_reading.truth import TRUTHS, TruthKind
 from ray_distill.snapshots.manifest import Truth
 from ray_distill.snapshots.pairs import pair_texts
 from ray_distill.snapshots.rows import Mask, Reason, Rows, Why, concat_rows, file_rows, reasons
+from ray_distill.snapshots.sources.cell_sizes import read_groups, without_huge
 from ray_distill.snapshots.sources.columns import BESIDE, InputColumn, columns_beside, require_columns
 from ray_distill.snapshots.sources.convert import to_bytes, to_text, to_time
 from ray_distill.snapshots.sources.csv_source import read_csv
@@ -86,7 +87,7 @@ def _read_images(
     first, file = indexed[0]
     if not column.binary:
         raise SnapshotError(f"{file.name} is an image, but this task reads {column.name}: check snapshot.source")
-    rows = read_images([item for _, item in indexed], first, mapping, column.name)
+    rows = read_images([item for _, item in indexed], first, mapping, column)
     return _normalise(rows, mapping, column, TRUTHS[truth], where=file.name)
 
 
@@ -120,13 +121,13 @@ def _read_parquet(file: SourceFile, mapping: Mapping[str, str], index: int, colu
             folders = {name: text for name, text in partitions_of(file.url).items() if name not in names}
             require_columns(mapping, [*names, *folders], file.name, column.companions.forms)
             mapping = {**mapping, **columns_beside(column, names)}
-            table = parquet.read(columns=sorted(set(mapping.values()) - folders.keys()))
+            table, why = read_groups(parquet, sorted(set(mapping.values()) - folders.keys()), column.largest)
     except (pa.ArrowException, OSError) as error:
         raise SnapshotError(f"{file.name} cannot be read as Parquet ({error}): {restore_advice(file)}") from error
     for name in folders.keys() & mapping.values():
         table = table.append_column(name, pa.array([folders[name]] * len(table), pa.large_string()))
     table = pa.table({part: table.column(name) for part, name in mapping.items()})
-    return file_rows(table, np.zeros(len(table), dtype=np.int8), index)
+    return file_rows(table, why, index)
 
 
 def _normalise(rows: Rows, mapping: Mapping[str, str], column: InputColumn, truth: TruthKind, *, where: str) -> Rows:
@@ -134,6 +135,8 @@ def _normalise(rows: Rows, mapping: Mapping[str, str], column: InputColumn, trut
     columns: dict[str, pa.Array] = {}
     for part, values in zip(rows.table.column_names, rows.table.columns, strict=True):
         name = mapping.get(part, part)
+        values, huge = without_huge(values, column.largest)
+        rows = rows if huge is None else rows.mark(huge, Reason.HUGE_CELL)
         try:
             columns[part], why = _converter(part, column, truth)(values, name)
         except SnapshotError as error:

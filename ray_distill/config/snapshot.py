@@ -105,7 +105,7 @@ class SnapshotConfig(Section):
     max_cell_bytes: int = Field(
         LARGEST_CELL,
         ge=1,
-        description="larger texts, images and lines of JSON are unusable rows, if possible before they are decoded",
+        description="larger texts, images and lines of JSON are unusable rows, where possible before they are decoded",
     )
     shard_rows: int = Field(4096, ge=1, description="rows a snapshot shard")
 

@@ -87,8 +87,8 @@ _ADVICE = {
     "12 bits in 16, with 32 bits or with other floats do not state their range)",
     Reason.MALFORMED_CSV: "write the source with quoted fields, or as Parquet",
     Reason.MALFORMED_JSON: "write one object a line, without a comma at its end, keys and texts in double quotes",
-    Reason.HUGE_CELL: "split such inputs, or raise snapshot.max_cell_bytes (a row group of Parquet that cannot be "
-    "decoded within it is counted whole: write smaller ones)",
+    Reason.HUGE_CELL: "split such inputs, or raise snapshot.max_cell_bytes (a row group of Parquet that must have "
+    "such a cell, or unpacks to over 200 times its size, is counted whole: write smaller ones)",
     Reason.UNREADABLE_TIME: "write times as 2026-01-31T10:00:00Z, or as seconds since 1970 (not milliseconds)",
 }
 

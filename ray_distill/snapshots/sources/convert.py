@@ -68,9 +68,8 @@ def to_bytes(column: pa.ChunkedArray, name: str) -> pa.Array:
         column = pc.struct_field(column, "bytes")
     if pa.types.is_null(column.type) or _is_bytes(column.type):
         return _joined(column.cast(pa.large_binary()))
-    raise SnapshotError(
-        f"column {name!r} has {column.type}, expected encoded images as binary or as struct {{bytes, path}}"
-    )
+    found = str(column.type).removeprefix("large_")
+    raise SnapshotError(f"column {name!r} has {found}, expected encoded images as binary or as struct {{bytes, path}}")
 
 
 def to_time(column: pa.ChunkedArray, name: str) -> tuple[pa.Array, Mask]:

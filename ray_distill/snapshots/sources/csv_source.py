@@ -9,6 +9,7 @@ by what a first line ``sep=;`` states.
 import codecs
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -50,6 +51,8 @@ _BLANK = re.compile(rb"[\r\n]*+")
 #: Appended as a last record. If it does not come back as the last, an open quote has swallowed it.
 _SENTINEL = b"the end of the file"
 _LARGEST_BLOCK = 1 << 30
+#: Records that are lists of Python at a time.
+_BATCH_RECORDS = 1 << 16
 
 
 def read_csv(data: bytes, mapping: Mapping[str, str], source: int, column: InputColumn, *, where: str) -> Rows:
@@ -141,16 +144,16 @@ def _read_whole(data: bytes, mapping: Mapping[str, str], width: int, delimiter: 
 def _read_records(
     data: bytes, start: int, *, mapping: Mapping[str, str], header: Fields, source: int, delimiter: bytes = b","
 ) -> Rows:
-    records = list(_records(data, start, len(header), delimiter))
     index = {part: header.index(name.encode()) for part, name in mapping.items()}
-    table = pa.table(
-        {
-            part: pa.array([None if fields is None else fields[at] or None for fields in records], pa.large_binary())
-            for part, at in index.items()
+    schema = pa.schema(dict.fromkeys(mapping, pa.large_binary()))
+    records, tables, why = _records(data, start, len(header), delimiter), [schema.empty_table()], [np.zeros(0, np.int8)]
+    while batch := list(islice(records, _BATCH_RECORDS)):
+        columns = {
+            part: [None if fields is None else fields[at] or None for fields in batch] for part, at in index.items()
         }
-    )
-    why = np.array([Reason.MALFORMED_CSV if fields is None else 0 for fields in records], dtype=np.int8)
-    return file_rows(table, why, source)
+        tables.append(pa.table(columns, schema=schema))
+        why.append(np.array([Reason.MALFORMED_CSV if fields is None else 0 for fields in batch], dtype=np.int8))
+    return file_rows(pa.concat_tables(tables), np.concatenate(why), source)
 
 
 def _records(data: bytes, at: int, width: int, delimiter: bytes) -> Iterator[Fields | None]:

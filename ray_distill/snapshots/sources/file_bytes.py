@@ -12,7 +12,7 @@ from typing import IO, cast
 import pyarrow as pa
 
 from ray_distill.errors import SnapshotError
-from ray_distill.snapshots.sources.cell_sizes import unpack
+from ray_distill.snapshots.sources.budget import Budget, unpack
 from ray_distill.snapshots.sources.resolve import SourceFile
 from ray_distill.storage.files import read_bytes
 
@@ -62,14 +62,14 @@ _UNPACK: dict[str, tuple[str, Callable[[bytes], IO[bytes]]]] = {
 }
 
 
-def read_records(file: SourceFile) -> bytes:
+def read_records(file: SourceFile, budget: Budget) -> bytes:
     """Read a CSV or JSON file as UTF-8 bytes without a byte-order mark.
 
     Raises:
-        SnapshotError: it is damaged, or of another format than its name states.
+        SnapshotError: it is damaged, or of another format than its name states; or as `Budget.spend`.
         StorageError: it cannot be read.
     """
-    data = _unpacked(file)
+    data = _unpacked(file, budget)
     for start, (found, way_out) in _MISNAMED.items():
         if data.startswith(start):
             raise SnapshotError(f"{file.name} is {found}, not {file.format.upper()}: {way_out}")
@@ -82,14 +82,15 @@ def restore_advice(file: SourceFile) -> str:
     return "it is a pointer of Git LFS: `git lfs pull`" if is_pointer else "restore or remove the file"
 
 
-def _unpacked(file: SourceFile) -> bytes:
+def _unpacked(file: SourceFile, budget: Budget) -> bytes:
+    budget.spend(file.size, file.name)
     data = read_bytes(file.url)
     if file.packing is None:
         return data
     name, opened = _UNPACK[file.packing]
     try:
         with opened(data) as stream:
-            return unpack(stream, len(data), file.name)
+            return unpack(stream, budget, file.name)
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
         raise SnapshotError(f"{file.name} is not a whole {name} file ({error}): restore it") from error
 

@@ -1,7 +1,9 @@
 """Read JSON Lines: pieces by pyarrow, or line by line where a line is bad."""
 
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ _SAMPLED_LINES = 50
 _TYPES = {str: pa.string(), int: pa.int64(), bool: pa.bool_(), float: pa.float64()}
 #: Integers from here on are not exact among floats.
 _INEXACT = 2.0**53
+_TEXT = re.compile(rb"\S")
 
 Piece = tuple[pa.Table, npt.NDArray[np.int8]]
 
@@ -43,43 +46,54 @@ def read_jsonl(
     beside = columns_beside(column, column.companions.names)
     mapping = {**mapping, **beside}
     nested = frozenset(part for part, lists in ((column.name, column.nested), ("label", sets)) if lists) | {*beside}
+    read = partial(_read_lines, mapping=mapping, input_column=column.name, keys=keys, nested=nested)
     pieces = [
-        _read_bounded(piece, mapping, input_column=column.name, keys=keys, nested=nested, largest=column.largest)
-        for piece in _pieces(data)
-    ]
-    pieces = pieces or [_read_lines([], mapping, input_column=column.name, keys=keys, nested=nested)]
+        _huge(read([b"{}"]))
+        if piece is None
+        else _read_piece(piece, mapping, input_column=column.name, keys=keys, nested=nested)
+        for piece in _pieces(data, column.largest)
+    ] or [read([])]
     why = np.concatenate([why for _, why in pieces])
     return file_rows(pa.concat_tables([table for table, _ in pieces]), why, source), keys
 
 
-def _pieces(data: bytes) -> Iterator[bytes]:
-    """Cut at line ends into pieces of about 4 MB: a bad line slows its own piece only."""
+def _huge(piece: Piece) -> Piece:
+    table, why = piece
+    return table, np.full_like(why, Reason.HUGE_CELL)
+
+
+def _pieces(data: bytes, largest: int) -> Iterator[bytes | None]:
+    """Cut at line ends into pieces of about 4 MB, and None for a line that is too large.
+
+    A bad line slows its own piece only; one that is too large is neither copied nor parsed.
+    """
     at = 0
     while at < len(data):
-        end = data.find(b"\n", at + _PIECE_BYTES)
-        end = len(data) if end < 0 else end + 1
-        yield data[at:end]
+        end = _line_end(data, at + _PIECE_BYTES)
+        if end - at > largest:
+            yield from _lines(data, at, end, largest)
+        else:
+            yield data[at:end]
         at = end
 
 
-def _read_bounded(
-    piece: bytes,
-    mapping: Mapping[str, str],
-    *,
-    input_column: str,
-    keys: set[str],
-    nested: Collection[str],
-    largest: int,
-) -> Piece:
-    """Read a piece; a line that is too large is not parsed."""
-    if len(piece) > largest:
-        lines = [line for line in piece.split(b"\n") if line.strip()]
-        huge = np.array([len(line) > largest for line in lines], dtype=bool)
-        if huge.any():
-            lines = [b"{}" if bad else line for line, bad in zip(lines, huge, strict=True)]
-            table, why = _read_lines(lines, mapping, input_column=input_column, keys=keys, nested=nested)
-            return table, np.where(huge, np.int8(Reason.HUGE_CELL), why)
-    return _read_piece(piece, mapping, input_column=input_column, keys=keys, nested=nested)
+def _lines(data: bytes, at: int, end: int, largest: int) -> Iterator[bytes | None]:
+    start = at
+    while at < end:
+        stop = _line_end(data, at)
+        if stop - at - data.endswith(b"\n", at, stop) > largest and _TEXT.search(data, at, stop):
+            if start < at:
+                yield data[start:at]
+            yield None
+            start = stop
+        at = stop
+    if start < end:
+        yield data[start:end]
+
+
+def _line_end(data: bytes, at: int) -> int:
+    end = data.find(b"\n", at)
+    return len(data) if end < 0 else end + 1
 
 
 def _read_piece(

@@ -1,6 +1,7 @@
 """Read source files into rows: each format's reader, then the same checks for all."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import PurePosixPath
 
@@ -14,7 +15,8 @@ from ray_distill.snapshots.label_reading.truth import TRUTHS, TruthKind
 from ray_distill.snapshots.manifest import Truth
 from ray_distill.snapshots.pairs import pair_texts
 from ray_distill.snapshots.rows import Mask, Reason, Rows, Why, concat_rows, file_rows, reasons
-from ray_distill.snapshots.sources.cell_sizes import read_groups, without_huge
+from ray_distill.snapshots.sources.budget import Budget, spend_rows
+from ray_distill.snapshots.sources.cell_sizes import without_huge
 from ray_distill.snapshots.sources.columns import BESIDE, InputColumn, columns_beside, require_columns
 from ray_distill.snapshots.sources.convert import to_bytes, to_text, to_time
 from ray_distill.snapshots.sources.csv_source import read_csv
@@ -23,6 +25,7 @@ from ray_distill.snapshots.sources.image_source import read_images
 from ray_distill.snapshots.sources.json_document import document_to_lines
 from ray_distill.snapshots.sources.json_source import read_jsonl
 from ray_distill.snapshots.sources.nested import column_to_json, is_nested, join_beside
+from ray_distill.snapshots.sources.parquet_source import read_groups
 from ray_distill.snapshots.sources.resolve import SourceFile, partitions_of
 from ray_distill.storage.files import open_input
 from ray_distill.storage.remote import protocol
@@ -49,6 +52,7 @@ def read_rows(
     """
     parts: list[Rows] = []
     keys: set[str] = set()
+    budget = Budget(stored=sum(file.size for file in files), largest=column.largest)
     json_lines = False
     for (kind, _), run in groupby(enumerate(files), key=lambda item: (item[1].format, protocol(item[1].url))):
         indexed = list(run)
@@ -56,20 +60,20 @@ def read_rows(
             parts.append(_read_images(indexed, mapping, column, truth))
             continue
         for index, file in indexed:
-            rows, found = _read_table(file, index, mapping, column, sets=truth == "classes")
+            rows, found = _read_table(file, index, mapping, column, sets=truth == "classes", budget=budget)
             parts.append(_normalise(rows, mapping, column, TRUTHS[truth], where=file.name))
             json_lines |= file.format == "jsonl"
             keys |= found
-    if json_lines:
-        _refuse_no_objects(files, keys)
+    if json_lines and not (not keys and any((part.why == Reason.HUGE_CELL).any() for part in parts)):
+        _refuse_no_objects(files, keys, replace(budget, spent=0))
         require_columns(mapping, sorted(keys), "the JSON Lines source, in any line,")
     return concat_rows(parts)
 
 
-def _refuse_no_objects(files: Sequence[SourceFile], keys: set[str]) -> None:
+def _refuse_no_objects(files: Sequence[SourceFile], keys: set[str], budget: Budget) -> None:
     """Refuse JSON Lines without one object, by the first line of the first file."""
     first = next(file for file in files if file.format == "jsonl")
-    line = next(filter(None, map(bytes.strip, read_records(first).splitlines())), b"") if not keys else b""
+    line = next(filter(None, map(bytes.strip, read_records(first, budget).splitlines())), b"") if not keys else b""
     if line:
         why = (
             "its lines end with commas"
@@ -92,36 +96,41 @@ def _read_images(
 
 
 def _read_table(
-    file: SourceFile, index: int, mapping: Mapping[str, str], column: InputColumn, *, sets: bool
+    file: SourceFile, index: int, mapping: Mapping[str, str], column: InputColumn, *, sets: bool, budget: Budget
 ) -> tuple[Rows, set[str]]:
     """Read the rows of one table and the names of its columns."""
     if file.format == "parquet":
-        rows = _read_parquet(file, mapping, index, column)
+        rows = _read_parquet(file, mapping, index, column=column, budget=budget)
         return rows, set(mapping.values())
     if column.binary:
         raise SnapshotError(
             f"{file.name}: {column.name}s are read from folders or from Parquet, found {file.format}: convert "
             "the source"
         )
-    data = read_records(file)
+    data = read_records(file, budget)
     if file.format == "csv":
+        spend_rows(data, budget, file.name)
         return read_csv(data, mapping, index, column, where=file.name), set(mapping.values())
     strict = ".json" in PurePosixPath(file.url.lower()).suffixes
-    data = document_to_lines(data, column=mapping[column.name], where=file.name, strict=strict)
+    data = document_to_lines(data, column=mapping[column.name], where=file.name, strict=strict, budget=budget)
+    spend_rows(data, budget, file.name)
     rows, keys = read_jsonl(data, mapping, index, column, sets=sets)
     if (rows.why == 0).any():
         require_columns({column.name: mapping[column.name]}, sorted(keys), file.name, column.companions.forms)
     return rows, keys
 
 
-def _read_parquet(file: SourceFile, mapping: Mapping[str, str], index: int, column: InputColumn) -> Rows:
+def _read_parquet(
+    file: SourceFile, mapping: Mapping[str, str], index: int, *, column: InputColumn, budget: Budget
+) -> Rows:
     try:
         with open_input(file.url) as stream, pq.ParquetFile(stream) as parquet:
             names = parquet.schema_arrow.names
             folders = {name: text for name, text in partitions_of(file.url).items() if name not in names}
             require_columns(mapping, [*names, *folders], file.name, column.companions.forms)
             mapping = {**mapping, **columns_beside(column, names)}
-            table, why = read_groups(parquet, sorted(set(mapping.values()) - folders.keys()), column.largest)
+            names = sorted(set(mapping.values()) - folders.keys())
+            table, why = read_groups(stream, parquet, names, budget, where=file.name)
     except (pa.ArrowException, OSError) as error:
         raise SnapshotError(f"{file.name} cannot be read as Parquet ({error}): {restore_advice(file)}") from error
     for name in folders.keys() & mapping.values():
@@ -138,12 +147,17 @@ def _normalise(rows: Rows, mapping: Mapping[str, str], column: InputColumn, trut
         values, huge = without_huge(values, column.largest)
         rows = rows if huge is None else rows.mark(huge, Reason.HUGE_CELL)
         try:
-            columns[part], why = _converter(part, column, truth)(values, name)
+            found, why = _converter(part, column, truth)(values, name)
         except SnapshotError as error:
             raise SnapshotError(f"{where}: {error}") from error
         except pa.ArrowInvalid as error:
             raise SnapshotError(f"{where}: column {name!r} ({values.type}) cannot be converted: {error}") from error
         rows = rows.mark_each(why)
+        columns[part] = found
+        if is_nested(values.type):  # whose texts are known now alone
+            whole, huge = without_huge(pa.chunked_array([found]), column.largest)
+            columns[part] = pa.concat_arrays(whole.chunks)
+            rows = rows if huge is None else rows.mark(huge, Reason.HUGE_CELL)
     if not column.binary:
         rows = rows.mark(_is_missing(columns[column.name]), Reason.MISSING_TEXT)
     beside = {part.removeprefix(BESIDE): columns.pop(part) for part in [*columns] if part.startswith(BESIDE)}

@@ -1,0 +1,87 @@
+"""Bound the memory that a source may take.
+
+A small file may decode to a thousand times its size. All files of a source share one `Budget`, and whatever is read of
+them counts before it is decoded or unpacked.
+"""
+
+import io
+import os
+from dataclasses import dataclass
+from typing import IO
+
+from ray_distill.errors import SnapshotError
+
+#: Largest accepted ratio of decoded to stored bytes beyond `FLOOR`; text and tables stay below 30.
+RATIO = 200
+#: Bytes of a source that are decoded without regard to the ratio.
+FLOOR = 256 << 20
+#: Bytes that a row takes beside its values.
+ROW_BYTES = 64
+
+_PIECE = 16 << 20
+
+
+@dataclass(kw_only=True)
+class Budget:
+    """The bytes that the rows of a source may take in memory, and those that they take already."""
+
+    stored: int
+    """Bytes of the source's files, as they are stored."""
+    largest: int
+    """Bytes of the largest usable cell."""
+    spent: int = 0
+
+    @property
+    def most(self) -> int:
+        """Return the bytes that the source may take, whatever memory there is."""
+        return max(FLOOR, 16 * self.largest, RATIO * self.stored)
+
+    def is_dense(self, unpacked: int, packed: int) -> bool:
+        """Return whether a part of a file unpacks to more than a whole source of its size may."""
+        return unpacked > max(FLOOR, 16 * self.largest) and unpacked > RATIO * packed
+
+    def spend(self, size: int, where: str) -> None:
+        """Count bytes that are about to be decoded.
+
+        Raises:
+            SnapshotError: with them, the source takes more than the bounds accept, or more memory than there is.
+        """
+        self.spent += size
+        if self.spent > self.most:
+            raise SnapshotError(
+                f"{where}: the rows of its source take more than {self.most:,} bytes, and its files have "
+                f"{self.stored:,}, over {RATIO} times less: such files are refused before they fill the memory; "
+                "inspect them, and write their rows unpacked and without repeated texts if they are right"
+            )
+        memory = _memory()
+        if self.spent > memory:
+            raise SnapshotError(
+                f"{where}: the rows of its source take more than {self.spent / 2**30:.1f} GiB, and this machine has "
+                f"{memory / 2**30:.1f} GiB of memory: take the snapshot on a larger one, or of fewer files"
+            )
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def unpack(stream: IO[bytes], budget: Budget, where: str) -> bytes:
+    """Return all bytes of an unpacking stream.
+
+    Raises:
+        SnapshotError: as `Budget.spend`.
+    """
+    found = io.BytesIO()
+    while piece := stream.read(_PIECE):
+        budget.spend(len(piece), where)
+        found.write(piece)
+    return found.getvalue()
+
+
+def spend_rows(data: bytes, budget: Budget, where: str) -> None:
+    """Count what the rows of a text file take beside their values.
+
+    Raises:
+        SnapshotError: as `Budget.spend`.
+    """
+    budget.spend(ROW_BYTES * max(data.count(b"\n"), data.count(b"\r")), where)

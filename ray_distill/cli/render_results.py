@@ -105,6 +105,11 @@ def show_audit(report: AuditReport) -> str:
             lines += [f"{kind}: {name}" for name in names]
         elif isinstance(names, dict):
             lines += [f"{kind}: {name}: {reason}" for name, reason in names.items()]
+    if report.missing or report.corrupt:
+        lines.append(
+            "restore what is missing or corrupt from a copy; without one, set labels.store to a new folder, such as "
+            f"{report.store}-2, and label again"
+        )
     if report.too_many:
         lines.append(
             f"nothing was deleted: {report.too_many:,} files that no record names are more than a crash leaves. If the "

@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from ray_distill.artifacts import Artifact, Decision, StudentRef, Verdict
-from ray_distill.errors import ConfigError, PromotionError
+from ray_distill.errors import ConfigError, CorruptStore, PromotionError
 from ray_distill.storage import files
 from ray_distill.storage.log import CommitLog, Record
 from ray_distill.storage.portable import located, portable
+
+#: Way out where the chain is lost for good.
+_BEGIN = "move the folder {} away to begin a chain without a champion"
 
 
 class Entry(Artifact):
@@ -41,7 +44,7 @@ def read_chain(url: str) -> tuple[Entry, ...]:
         PromotionError: an entry is not a decision, or does not follow from the entries before it.
     """
     log = CommitLog(files.join(url, "decisions"))
-    log.check_pins()
+    _check(log)
     return _entries(log, url)
 
 
@@ -79,10 +82,17 @@ def record_decision(url: str, decision: Decision, *, against: StudentRef | None,
         record: Record = portable(found[0].to_dict(), _output(url))
         return record
 
-    log.check_pins()
+    _check(log)
     log.append(build)
     log.pin()
     return found[0]
+
+
+def _check(log: CommitLog) -> None:
+    try:
+        log.check_pins()
+    except CorruptStore as error:
+        raise CorruptStore(f"{error}; without a copy, {_BEGIN.format(log.root)}") from error
 
 
 def champion(chain: Sequence[Entry]) -> StudentRef | None:
@@ -104,17 +114,18 @@ def _entries(log: CommitLog, url: str) -> tuple[Entry, ...]:
         except ConfigError as error:
             raise PromotionError(
                 f"{root}: entry {number} is not a decision of this version of ray-distill: {error}; use the version "
-                "that wrote it, or move the folder away to begin a chain without a champion"
+                f"that wrote it, or {_BEGIN.format(root)}"
             ) from error
         if entry.previous != champion(entries):
             raise PromotionError(
                 f"{root}: entry {number} names {_name(entry.previous)} as champion, but the entries "
-                f"before it result in {_name(champion(entries))}: the chain was altered, restore it"
+                f"before it result in {_name(champion(entries))}: the chain was altered, restore it, "
+                f"or {_BEGIN.format(root)}"
             )
         if entry.after != log.prefix_digest(number):
             raise PromotionError(
                 f"{root}: entry {number} was recorded after other entries than those before it now: the chain was "
-                "altered, restore it"
+                f"altered, restore it, or {_BEGIN.format(root)}"
             )
         entries.append(entry)
     return tuple(entries)

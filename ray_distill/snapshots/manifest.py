@@ -11,6 +11,9 @@ from ray_distill.storage.sealed import SEAL, unsealed
 MANIFEST_NAME = "snapshot.json"
 QUARANTINE_NAME = "quarantine.parquet"
 VERSION = 2
+_DELETE = "delete the folder of the snapshot and take it again"
+#: Way out where a file of a snapshot is lost: one that exists is not taken again.
+TAKE_AGAIN = f"restore it, or {_DELETE}"
 
 #: Fields that are not part of the fingerprint.
 UNCOUNTED = ("labels_read", "quarantine")
@@ -144,29 +147,28 @@ def parse_manifest(data: bytes, url: str) -> SnapshotManifest:
     try:
         value = json.loads(data)
     except ValueError as error:
-        raise SnapshotError(f"{url} is damaged: it is not JSON ({error}); take the snapshot again") from error
+        raise SnapshotError(f"{url} is damaged: it is not JSON ({error}); {TAKE_AGAIN}") from error
     version = value.get("version") if isinstance(value, dict) else None
     if isinstance(version, int) and version != VERSION:
-        remedy = "upgrade ray-distill" if version > VERSION else "it is older than 0.2: take the snapshot again"
+        remedy = "upgrade ray-distill" if version > VERSION else f"it is older than 0.2: {TAKE_AGAIN}"
         raise SnapshotError(f"{url} is a snapshot of version {version}, this release reads {VERSION}: {remedy}")
     try:
         content = {name: item for name, item in value.items() if name != SEAL}
         written = content.pop("fingerprint")
         found, manifest = _fingerprint(content), SnapshotManifest.from_dict(content)
     except (ConfigError, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise SnapshotError(f"{url} is not a snapshot's manifest ({error!r}): take the snapshot again") from error
+        raise SnapshotError(f"{url} is not a snapshot's manifest ({error!r}): {TAKE_AGAIN}") from error
     if found != written:
         raise SnapshotError(
-            f"{url} is damaged: its content has the fingerprint {found}, recorded is {written}; "
-            f"restore it, or take the snapshot again"
+            f"{url} is damaged: its content has the fingerprint {found}, recorded is {written}; {TAKE_AGAIN}"
         )
     if manifest.fingerprint != written:
         raise SnapshotError(
             f"{url} was written by another version of ray-distill, whose manifest has other fields: use that version, "
-            "or delete the folder of the snapshot and take it again"
+            f"or {_DELETE}"
         )
     try:
-        unsealed(value, url, "restore it, or take the snapshot again")
+        unsealed(value, url, TAKE_AGAIN)
     except DamagedFile as error:
         raise SnapshotError(str(error)) from error
     return manifest

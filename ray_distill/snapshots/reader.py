@@ -9,12 +9,17 @@ import pyarrow.parquet as pq
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.errors import SnapshotError, StorageError
 from ray_distill.fingerprint import sha256
-from ray_distill.snapshots.manifest import MANIFEST_NAME, QUARANTINE_NAME, Shard, SnapshotManifest, parse_manifest
+from ray_distill.snapshots.manifest import (
+    MANIFEST_NAME,
+    QUARANTINE_NAME,
+    TAKE_AGAIN,
+    Shard,
+    SnapshotManifest,
+    parse_manifest,
+)
 from ray_distill.snapshots.splits import SPLITS
 from ray_distill.snapshots.summary import summarise
 from ray_distill.storage.files import absolute, exists, join, open_input, read_bytes
-
-_TAKE_AGAIN = "restore it, or delete the folder of the snapshot and take it again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +87,7 @@ class Snapshot:
             with open_input(url) as source:
                 return _rows_of(pq.ParquetFile(source), start, stop, columns)
         except (pa.ArrowException, OSError) as error:
-            raise SnapshotError(f"{url}: rows {start} to {stop} cannot be read ({error}); {_TAKE_AGAIN}") from error
+            raise SnapshotError(f"{url}: rows {start} to {stop} cannot be read ({error}); {TAKE_AGAIN}") from error
 
     def read(self, split: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Read a whole split; errors as `read_shard`."""
@@ -107,11 +112,11 @@ class Snapshot:
             data = read_bytes(url)
         except StorageError as error:
             if isinstance(error.__cause__, FileNotFoundError):
-                raise SnapshotError(f"{url} is missing; {_TAKE_AGAIN}") from error
+                raise SnapshotError(f"{url} is missing; {TAKE_AGAIN}") from error
             raise
         if sha256(data) != digest:
             raise SnapshotError(
-                f"{url} is damaged: its digest is {sha256(data)}, the manifest has {digest}; {_TAKE_AGAIN}"
+                f"{url} is damaged: its digest is {sha256(data)}, the manifest has {digest}; {TAKE_AGAIN}"
             )
         return data
 
@@ -150,6 +155,6 @@ def open_snapshot(ref: SnapshotRef | str) -> Snapshot:
     if not isinstance(ref, str) and manifest.fingerprint != ref.fingerprint:
         raise SnapshotError(
             f"{url} has the fingerprint {manifest.fingerprint}, the reference has {ref.fingerprint}: another snapshot "
-            f"was put there; take the snapshot again"
+            f"was put there; {TAKE_AGAIN}"
         )
     return Snapshot(ref=SnapshotRef(url=join(folder), fingerprint=manifest.fingerprint), manifest=manifest)

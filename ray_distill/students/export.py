@@ -84,7 +84,7 @@ def exported_arm(
         return None
     if marker.arm != arm:
         raise TrainingError(f"{marker_url(output, arm)} is of the arm {marker.arm}: {_TRAIN_AGAIN}")
-    check_plan(marker.plan, plan, f"the exported model {url}")
+    check_plan(marker.plan, plan, f"the exported model {url}", folder=url)
     return StudentRef(url=url, fingerprint=marker.fingerprint, arm=arm, labels=labels)
 
 

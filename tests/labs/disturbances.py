@@ -1,5 +1,6 @@
 """Disturb the files of an artifact as a disk, a person or an interrupted copy does, and judge how it is read then."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +32,11 @@ class Artifact:
     def files(self) -> Files:
         """Names below the folder, and their bytes."""
         return present(self.root)
+
+    @cached_property
+    def followed(self) -> set[str]:
+        """Return the ends of messages whose advice to restore a file was followed."""
+        return set()
 
     @cached_property
     def content(self) -> Any:
@@ -115,6 +121,7 @@ def prove(artifact: Artifact, other: Files, data: st.DataObject) -> None:
     finally:
         artifact.become(artifact.files)
     require_found(artifact, found, expected)
+    require_restored(artifact, found)
 
 
 def prove_whole(artifact: Artifact, other: Files) -> None:
@@ -126,6 +133,18 @@ def prove_whole(artifact: Artifact, other: Files) -> None:
         artifact.become(artifact.files)
     assert isinstance(found, DistillError), "another artifact was read under this one's name"
     require_found(artifact, found, None)
+    require_restored(artifact, found)
+
+
+def require_restored(artifact: Artifact, found: Any) -> None:
+    """Follow the advice to restore a file, which has been done: what is read is what was read before.
+
+    Each advice, which is the end of a message, is followed once.
+    """
+    advice = re.sub(r"\S*[/0-9]\S*", "…", str(found).rpartition("; ")[2])
+    if isinstance(found, DistillError) and "restore" in advice.lower() and advice not in artifact.followed:
+        artifact.followed.add(advice)
+        assert artifact.read() == artifact.content, f"not as before, though restored: {found}"
 
 
 def require_found(artifact: Artifact, found: Any, expected: Any) -> None:

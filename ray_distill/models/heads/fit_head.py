@@ -258,7 +258,7 @@ def attach_head(folder: Path, spec: TeacherConfig, *, digest: str, head_url: str
     assert spec.head is not None
     expected = {"encoder": digest, "pool": spec.head.pool, "normalize": spec.head.normalize}
     if found != expected:
-        raise ModelError(f"the head at {head_url} was fitted for {found}, the teacher is {expected}: fit it again")
+        raise ModelError(f"the head at {head_url} was fitted for {found}, the teacher is {expected}: {_AGAIN}")
     return EncoderWithHead(read_encoder(folder, spec), head), head
 
 

@@ -69,6 +69,10 @@ def open_trained(ref: StudentRef) -> Iterator[Path]:
         ChangedModel: they are not those that were trained.
         ModelError, StorageError: as `open_checkpoint`.
     """
+    try:
+        read_facts(ref.url)  # a folder that is gone is not a checkpoint of the user's that is misspelt
+    except ChangedModel as error:
+        raise _changed(ref, error.found) from error
     with open_checkpoint(ref.url) as folder:
         verify_trained(folder, ref)
         yield folder

@@ -22,6 +22,7 @@ from ray_distill.fingerprint import fingerprint
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.at_work import working
 from ray_distill.runtime.core.class_names import with_teacher_names
+from ray_distill.runtime.core.lost_store import new_store_named
 from ray_distill.storage import files
 from ray_distill.storage.portable import located, movable, portable
 from ray_distill.storage.sealed import read_document, read_sealed, write_sealed
@@ -154,7 +155,7 @@ def open_session(config: Campaign, *, sweep: bool = False, shared: bool = False)
     Raises:
         InUse: another command is at work on the output.
     """
-    with working(config, shared=shared), _open(config, sweep=sweep) as session:
+    with working(config, shared=shared), new_store_named(config), _open(config, sweep=sweep) as session:
         yield session
 
 

@@ -55,10 +55,11 @@ def evaluate(session: Session, students: Mapping[str, StudentRef]) -> EvalReport
     if "student" not in students:
         raise ConfigError(f"there is no arm `student` to evaluate, only {', '.join(sorted(students)) or 'none'}")
     present, own = champion(read_chain(session.url("promotion"))), students["student"].fingerprint
+    now = None if present is None else present.fingerprint
     key = key_of(config, students)
     done = session.done("evaluate", key)
     # A student that has since become the champion is not judged again against itself.
-    if done is not None and (present is None or present.fingerprint in (done["champion"], own)):
+    if done is not None and now in (done["champion"], own):
         report = EvalReport.from_dict(done["report"])
         try:
             check_report(report)
@@ -80,7 +81,7 @@ def evaluate(session: Session, students: Mapping[str, StudentRef]) -> EvalReport
                 labelled_by=open_store(students["student"].labels.store).manifest.teacher,
                 champion=present,
                 threads=max(1, int(resources.cpus)),
-                url=session.url("evaluations", fingerprint([key, present and present.fingerprint])[:12], "report.json"),
+                url=session.url("evaluations", fingerprint([key, now])[:12], "report.json"),
                 cpus=resources.cpus,
                 gpus=resources.gpus,
                 what="evaluation",
@@ -89,7 +90,7 @@ def evaluate(session: Session, students: Mapping[str, StudentRef]) -> EvalReport
             )
         report = keep(judged, config)
         _record(session, stage, report)
-    session.finish("evaluate", key, {"report": report.to_dict(), "champion": present and present.fingerprint})
+    session.finish("evaluate", key, {"report": report.to_dict(), "champion": now})
     for note in report.notes:
         console.report(f"evaluate: {note}")
     return report
@@ -230,7 +231,7 @@ def keep(judged: Judged, config: Campaign) -> EvalReport:
 
 
 def check_report(report: EvalReport) -> None:
-    """Refuse a report that was changed, or whose predictions or texts were.
+    """Refuse a report that was changed, or whose predictions or texts were changed or lost.
 
     Raises:
         EvaluationError: names the report or the file.
@@ -240,7 +241,7 @@ def check_report(report: EvalReport) -> None:
             f"the report {report.url} was changed after the evaluation: its content has the fingerprint {found}, it "
             f"states {report.fingerprint}; {_JUDGE_AGAIN}"
         )
-    for name in report.files:
+    for name in {_PREDICTIONS, *report.files}:
         _verified(report, name)
 
 

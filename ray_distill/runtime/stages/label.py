@@ -31,6 +31,7 @@ from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
 from ray_distill.storage.locks import at_work
 from ray_distill.storage.portable import movable
+from ray_distill.storage.unit_store import MANIFEST_NAME
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tracking.base import Dataset, Run
 
@@ -54,7 +55,7 @@ def label(session: Session, snapshot: SnapshotRef) -> LabelSetRef:
     done = session.done("label", key)
     if done is not None:
         ref = LabelSetRef.from_dict(done["labels"])
-        if not open_store(ref.store).coverage(open_snapshot(snapshot)).units:
+        if _in_store(ref, open_snapshot(snapshot)):
             console.report(f"label: every row is labelled already, skipped ({ref.store})", skipped="label")
             return ref
     labels = session.config.labels
@@ -67,6 +68,19 @@ def label(session: Session, snapshot: SnapshotRef) -> LabelSetRef:
     facts = {"rows": filled.labelled.rows, "seconds": filled.labelled.seconds}
     session.finish("label", key, {"labels": filled.labels.to_dict(), **facts})
     return filled.labels
+
+
+def _in_store(ref: LabelSetRef, opened: Snapshot) -> bool:
+    """Return whether the store has every row of a snapshot, and still the log that a reference pins.
+
+    The store may have been deleted, and filled again by another command.
+    """
+    if not files.exists(files.join(ref.store, MANIFEST_NAME)):
+        return False
+    store = open_store(ref.store)
+    if store.coverage(opened).units or store.log.length < ref.log_length:
+        return False
+    return store.log.prefix_digest(ref.log_length) == ref.log_digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +106,7 @@ def fill_store(
         coverage: of a store that exists, if it has been computed: reading it takes as long as reading the snapshot.
     """
     config, opened = session.config, open_for(session.config.task, snapshot)
-    exists = files.exists(files.join(config.store_url, "store.json"))
+    exists = files.exists(files.join(config.store_url, MANIFEST_NAME))
     if exists:
         open_store(config.store_url).log.check_pins()  # before the teacher is loaded
     # A head fitted again, on newer rows, would be another teacher: a store keeps its first head.

@@ -9,6 +9,7 @@ from ray_distill.models.core.module_function import import_factory, is_factory
 from ray_distill.promotion.chain import read_chain
 from ray_distill.promotion.rules import wrong_limits
 from ray_distill.runtime.core.class_names import unnamed_classes
+from ray_distill.runtime.core.lost_store import new_store_named
 from ray_distill.runtime.model_checks.check import check_models
 from ray_distill.runtime.training.label_mixture import check_mixture, temperatures_of
 from ray_distill.snapshots.sources.columns import InputColumn, source_columns
@@ -37,7 +38,8 @@ def preflight(config: Campaign, *, teacher: bool = True, student: bool = True, c
     """
     check(config, teacher=teacher)
     read_chain(files.join(config.output_url, "promotion"))  # `promote` must be able to continue it
-    return check_models(config, teacher=teacher, student=student, call=call)
+    with new_store_named(config):
+        return check_models(config, teacher=teacher, student=student, call=call)
 
 
 def names_student(config: Campaign) -> bool:

@@ -15,7 +15,7 @@ from ray_distill.fingerprint import fingerprint
 from ray_distill.redact import lasting
 from ray_distill.snapshots.sources.layout import refuse_splits, refuse_tables
 from ray_distill.storage import remote
-from ray_distill.storage.files import FileInfo, absolute, glob_files, is_local
+from ray_distill.storage.files import FileInfo, absolute, glob_files, is_local, modified
 
 Format = Literal["parquet", "jsonl", "csv", "images"]
 
@@ -150,6 +150,8 @@ def describe_sources(config: SnapshotConfig) -> list[dict[str, Any]]:
 
 
 def _version(url: str) -> str:
+    if is_local(url):  # whose checksum counts the path and the inode: a copied campaign has others
+        return str(modified(url))
     filesystem, path = remote.resolve(url)
     if remote.protocol(url) in ("http", "https"):  # whose checksum is of the whole URL: another signature, another file
         found = remote.attempt(url, "read its checksum", lambda: filesystem.info(path))

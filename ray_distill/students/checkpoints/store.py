@@ -31,6 +31,7 @@ T = TypeVar("T")
 #: Version of the marker and of the ranks' files.
 FORMAT = 2
 _MARKER = "marker.json"
+_WITHOUT = "delete the folder of this checkpoint to resume from the one before"
 
 
 class Marker(Document):
@@ -78,7 +79,7 @@ def find_checkpoint(folder_url: str, ranks: Ranks) -> Checkpoint | None:
     if damaged:
         raise TrainingError(
             f"no usable checkpoint in {folder_url}: all {len(damaged)} are damaged ({'; '.join(damaged)}); restore "
-            "them, or start anew without resuming"
+            "them, or delete that folder to train from the start"
         )
     return None
 
@@ -130,8 +131,14 @@ def _machine() -> tuple[str, int, int]:
     return name, place.st_dev, place.st_ino
 
 
-def check_plan(saved: Mapping[str, Any], current: Mapping[str, Any], where: str) -> None:
+def check_plan(saved: Mapping[str, Any], current: Mapping[str, Any], where: str, *, folder: str) -> None:
     """Refuse to resume from files that a run with another plan saved.
+
+    Args:
+        saved: the plan of the files.
+        current: the plan of this run.
+        where: what has the files, for the error.
+        folder: the folder without which the run starts anew.
 
     Raises:
         TrainingError: the plans differ; the first difference is named by its dotted name, with both values.
@@ -141,8 +148,8 @@ def check_plan(saved: Mapping[str, Any], current: Mapping[str, Any], where: str)
         return
     name, before, now = found
     raise TrainingError(
-        f"{where} was made with {name} {before}, this run has {name} {now}: resume with the same value, or start anew "
-        "without resuming"
+        f"{where} was made with {name} {before}, this run has {name} {now}: resume with the same value, or delete "
+        f"{folder} to train from the start"
     )
 
 
@@ -255,10 +262,10 @@ def _read_marker(url: str) -> Checkpoint:
         raise TrainingError(f"{url}: its {_MARKER} cannot be read ({error!r})") from error
     if isinstance(marker, dict) and marker.get("format") != FORMAT:
         raise TrainingError(
-            f"{url}: the checkpoint has format {marker.get('format')}, this release reads {FORMAT}; start anew without "
-            "resuming"
+            f"{url}: the checkpoint has format {marker.get('format')}, this release reads {FORMAT}; use the "
+            f"version that wrote it, or {_WITHOUT}"
         )
-    content = unsealed(marker, files.join(url, _MARKER), "restore it, or delete the folder of this checkpoint")
+    content = unsealed(marker, files.join(url, _MARKER), f"restore it, or {_WITHOUT}")
     return Checkpoint(url=url, **dict(Marker.from_dict(content, f"{url}: its {_MARKER}")))
 
 
@@ -271,7 +278,6 @@ def _verified(url: str, name: str, digest: str) -> bytes:
     data = files.read_bytes(files.join(url, name))
     if sha256(data) != digest:
         raise TrainingError(
-            f"{url}: {name} is damaged: its digest is {sha256(data)}, not {digest}; restore it, or delete the folder "
-            "of this checkpoint to resume from the one before"
+            f"{url}: {name} is damaged: its digest is {sha256(data)}, not {digest}; restore it, or {_WITHOUT}"
         )
     return data

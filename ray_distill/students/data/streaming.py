@@ -167,7 +167,7 @@ def scan(sources: Sequence[Source], units: Sequence[Unit], ranks: Ranks, *, leng
         if before.greatest >= after.least and units[number + 1].source == source:
             raise TrainingError(
                 f"{sources[source].snapshot.ref.url}: the rows are not ordered by their ids, so they cannot be "
-                "read in parts; take the snapshot again, or set student.training.stream to never"
+                "read in parts; delete its folder and take it again, or set student.training.stream to never"
             )
     bounds = np.append(0, np.cumsum([len(unit.labelled) for unit in ordered])).astype(np.int64)
     if not bounds[-1]:

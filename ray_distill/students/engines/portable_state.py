@@ -233,7 +233,7 @@ def _facts(folder: Path) -> dict[str, Any]:
     if facts.get("format") != _FORMAT:
         raise TrainingError(
             f"{folder}: the engine's state has format {facts.get('format')}, this version reads "
-            f"{_FORMAT}: train on with the version that wrote it, or start anew without resuming"
+            f"{_FORMAT}: train on with the version that wrote it"
         )
     return facts
 
@@ -242,7 +242,7 @@ def _require_shape(name: str, value: Tensor, expected: Sequence[int]) -> None:
     if tuple(value.shape) != tuple(expected):
         raise TrainingError(
             f"the checkpoint has {name} with shape {tuple(value.shape)}, the student has "
-            f"{tuple(expected)}: resume with the student that was trained, or start anew"
+            f"{tuple(expected)}: resume with the student that was trained"
         )
 
 
@@ -271,5 +271,5 @@ class _Atoms:
             return None
         raise TrainingError(
             f"the checkpoint lacks {key.replace('::', ', ')}: it belongs to another student; resume with "
-            "the student that was trained, or start anew without resuming"
+            "the student that was trained"
         )

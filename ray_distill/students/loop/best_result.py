@@ -94,7 +94,7 @@ def load_outcome(url: str, plan: Mapping[str, Any], ranks: Ranks) -> Best | None
     marker: OutcomeMarker | None = ranks.share(None if found is None else found[0])
     if marker is None:
         return None
-    check_plan(marker.plan, plan, f"the finished run {url}")
+    check_plan(marker.plan, plan, f"the finished run {url}", folder=url)
     return Best.of(marker.best, {} if found is None else found[1])
 
 

@@ -74,7 +74,7 @@ def not_finite(
         if name != "loss" and not math.isfinite(value)
     ] or [f"the loss is {values['loss']}"]
     if broken:
-        where = f"the labels of {_some(broken)} are not finite: label these rows again, or leave them out"
+        where = f"the labels of {_some(broken)} are not finite: label again into a new store (labels.store)"
     elif near:
         where = (
             f"it came from {len(near)} rows, {_some(near)}; their labels are finite, so lower the learning rate, "

@@ -182,7 +182,7 @@ def _train(
         if stop:
             raise TrainingStopped(
                 f"{run.name}: stopped as requested after step {step} of {run.steps}; "
-                f"the state is saved in {run.url}, resume to go on"
+                f"the state is saved in {run.url}, and the same command goes on from there"
             )
     report_saved(saver.finish(), saved)
     if curve is not None:
@@ -368,10 +368,13 @@ def _restore(run: TrainingRun, engine: Engine, ranks: Ranks) -> TrainState:
     found = find_checkpoint(checkpoints_url(run), ranks)
     if found is None:
         return TrainState()
-    check_plan(found.plan, run.plan, f"checkpoint {found.url}")
+    check_plan(found.plan, run.plan, f"checkpoint {found.url}", folder=checkpoints_url(run))
     saved = SavedState.from_dict(found.state, found.url)
     with fetched(found, ranks) as local:
-        engine.load(local / "engine")
+        try:
+            engine.load(local / "engine")
+        except TrainingError as error:
+            raise TrainingError(f"{error}; or delete {checkpoints_url(run)} to train from the start") from error
         weights = read_weights((local / WEIGHTS_FILE).read_bytes()) if saved.best is not None and ranks.first else {}
     return TrainState(
         step=found.step,

@@ -149,7 +149,10 @@ def layer_pairs(
     """
     where = f"student.losses.{loss}.layers"
     if not stored:
-        raise ConfigError(f"{where}: the label store has no hidden states; set labels.hidden.layers and label again")
+        raise ConfigError(
+            f"{where}: the label store has no hidden states; set labels.hidden.layers, and label again into a new "
+            "store (labels.store)"
+        )
     if model.layers < 1:
         raise ConfigError(f"{where}: the student {model.url} returns no hidden states; leave the loss out")
     if not isinstance(spec, str):

@@ -95,7 +95,7 @@ def too_little_mass(temperature: float, mass: float) -> ConfigError:
     return ConfigError(
         f"student.losses.soft.temperature {temperature:g}: the stored classes have only {mass:.2f} of the "
         f"teacher's mass at this temperature, at least {MIN_RETAINED_MASS} is needed; train at a lower "
-        "temperature, or label again with a larger k"
+        "temperature, or label again into a new store (labels.store) with a larger k"
     )
 
 

@@ -11,7 +11,8 @@ from tests.labs.hostile.ground import Ran, Site
 from tests.labs.hostile.tries import Try
 
 
-def _teacher_swapped(site: Site) -> None:
+def teacher_swapped(site: Site) -> None:
+    """Put another teacher of the same shape into the teacher's place."""
     shutil.rmtree(site.root / "teacher")
     write_tiny_text_model(site.root / "teacher", list(lab.CLASSES), seed=77, initializer_range=0.1)
 
@@ -92,7 +93,7 @@ TRIES = (
     Try(
         point=1,
         name="the teacher swapped between labelling and evaluation",
-        do=_teacher_swapped,
+        do=teacher_swapped,
         command=("evaluate", "{config}"),
         says="labels.teacher.*is not the teacher that made the labels.*Restore its files",
         stage="train",

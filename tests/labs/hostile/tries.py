@@ -40,6 +40,14 @@ class Try:
     """The last stage that the campaign has finished before."""
     environment: tuple[tuple[str, str], ...] = ()
     """Variables set for the command; an empty value removes the variable."""
+    then: tuple[Callable[[Site], None] | tuple[str, ...], ...] = ()
+    """What the message advises, in order: what is done by hand, and commands, which must end with status 0."""
+    then_says: str = ""
+    """Regular expression that must be found in what the last of those commands prints."""
+    then_check: Callable[[Site, Ran], None] = lambda site, ran: None
+    """Asserts anything more, behind the last of those commands."""
+    ray: bool = False
+    """Start Ray for the commands, as they do: ten seconds each."""
 
 
 #: What each point promises.
@@ -74,13 +82,36 @@ def carry_out(attempt: Try, ground: Ground, folder: str) -> Outcome:
     try:
         attempt.do(site)
         before = site.files()
-        ran = run(_filled(attempt.command, site), site.root, dict(attempt.environment), seconds=PATIENCE)
+        ran = _ran(attempt, attempt.command, site)
         _judge(attempt, site, ran, before)
+        _follow(attempt, site)
     except AssertionError as error:
         return Outcome(attempt=attempt, happened=f"WRONG: {error}", right=False, seconds=0.0)
     finally:
         site.remove()
     return Outcome(attempt=attempt, happened=last_line(ran), right=True, seconds=ran.seconds)
+
+
+def _ran(attempt: Try, command: Sequence[str], site: Site) -> Ran:
+    environment = dict(attempt.environment)
+    return run(_filled(command, site), site.root, environment, ray=attempt.ray, seconds=PATIENCE)
+
+
+def _follow(attempt: Try, site: Site) -> None:
+    """Do what the message advises; assert that its commands succeed."""
+    last = None
+    for step in attempt.then:
+        if callable(step):
+            step(site)
+            continue
+        last = _ran(attempt, step, site)
+        text = last.stdout + last.stderr
+        assert last.status == 0, f"advised, but it ended with {last.status}: {' '.join(step)}: {text[-1500:]}"
+    if last is not None:
+        assert re.search(attempt.then_says, last.stdout + last.stderr), (
+            f"/{attempt.then_says}/ is not in: {text[-1500:]}"
+        )
+        attempt.then_check(site, last)
 
 
 def _filled(command: Sequence[str], site: Site) -> list[str]:

@@ -51,7 +51,7 @@ def find_codec(key: tuple[str, int]) -> Codec:
         known = ", ".join(f"{name}/{version}" for name, version in CODECS)
         raise LabelError(
             f"the store uses codec {key[0]}/{key[1]}, this release reads {known}: upgrade ray-distill, or label again "
-            "where the store is older than 0.2"
+            "where the store is older than 0.2, into a new store (labels.store)"
         )
     return CODECS[key]
 

@@ -210,7 +210,7 @@ def _over_vocabulary(signal: Signal, vocabulary: int) -> Signal:
         raise ConfigError(
             f"the labels are distributions over {found.classes} tokens, the student's vocabulary is {vocabulary}, and "
             f"{error}: save the student after resize_token_embeddings({found.classes}), or set labels.signal.estimator "
-            "to topk or dense and label again"
+            "to topk or dense, and label again into a new store (labels.store)"
         ) from error
 
 
@@ -228,5 +228,6 @@ def _check_positions(found: Distributions, answered: RaggedArray, stored: Index,
     row = int(have[wrong[0]])
     raise ConfigError(
         f"row {encoded.row_ids[row].as_py().hex()} was labelled at other tokens than the student has: tokenizer, "
-        "template, roles or max_length have changed since; train with those of the labels, or label again"
+        "template, roles or max_length have changed since; train with those of the labels, or label again into a new "
+        "store (labels.store)"
     )

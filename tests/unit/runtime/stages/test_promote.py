@@ -13,6 +13,7 @@ from ray_distill.artifacts import Decision, EvalReport, LabelSetRef, SnapshotRef
 from ray_distill.config import parse_config
 from ray_distill.errors import ChangedModel, DistillError, PromotionError, RegistryRefused
 from ray_distill.evaluation.report.assemble import content_fingerprint
+from ray_distill.fingerprint import sha256
 from ray_distill.models.io.load import load_model
 from ray_distill.models.io.save import save_model
 from ray_distill.models.io.trained import open_trained
@@ -33,7 +34,15 @@ STUDENT = StudentRef(
         store="s", fingerprint="l", log_length=1, log_digest="d", snapshot=SnapshotRef(url="n", fingerprint="n")
     ),
 )
-UNSIGNED = EvalReport(url="r", fingerprint="", task="text_classification", student=STUDENT, models={})
+PREDICTIONS = b"predictions"
+UNSIGNED = EvalReport(
+    url="report/report.json",
+    fingerprint="",
+    task="text_classification",
+    student=STUDENT,
+    models={},
+    files={"predictions.parquet": sha256(PREDICTIONS)},
+)
 REPORT = UNSIGNED.with_changes(fingerprint=content_fingerprint(UNSIGNED))
 DECISION = Decision(verdict=Verdict.PROMOTE, reasons=("fine.",), student=STUDENT, report_fingerprint=REPORT.fingerprint)
 
@@ -69,8 +78,11 @@ def _session(folder: Path, error: Exception | None = None, **gate: str) -> Sessi
 
 
 @pytest.fixture(autouse=True)
-def _decided(monkeypatch: pytest.MonkeyPatch) -> None:
+def _decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let chain and registry be real: the verdict is given, the page written, the model logged."""
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "predictions.parquet").write_bytes(PREDICTIONS)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(promote, "decide", lambda report, *parts: DECISION)
     monkeypatch.setattr(promote, "absent_arms", lambda *parts: {})
     monkeypatch.setattr(promote, "gate_fingerprint", lambda *parts: "")
@@ -121,6 +133,18 @@ def test_a_report_that_was_changed_is_not_decided_about(tmp_path: Path) -> None:
     with pytest.raises(PromotionError, match="was changed after the evaluation.*run `ray-distill evaluate`"):
         promote.promote(session, REPORT.with_changes(notes=("the student is excellent",)))
     assert session.registry.alias("c", "champion") is None
+
+
+def test_a_report_whose_predictions_are_lost_is_not_decided_about(tmp_path: Path) -> None:
+    """The review page needs them: a report that lacks them is refused before a decision is in the chain."""
+    session = _session(tmp_path)
+    older = UNSIGNED.with_changes(files={})
+    with pytest.raises(PromotionError, match="has no predictions.parquet; run `ray-distill evaluate`"):
+        promote.promote(session, older.with_changes(fingerprint=content_fingerprint(older)))
+    (tmp_path / "report" / "predictions.parquet").unlink()
+    with pytest.raises(PromotionError, match="predictions.parquet is missing: restore it, or run"):
+        promote.promote(session, REPORT)
+    assert read_chain(session.url("promotion")) == ()
 
 
 def test_a_student_that_nobody_judged_is_not_in_the_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Sources: what a pattern stands for, and how a change is noticed without reading."""
 
 import os
+import shutil
 from pathlib import Path
 
 import fsspec
@@ -77,3 +78,14 @@ def test_description_changes_exactly_when_a_file_does(tmp_path: Path) -> None:
     os.utime(tmp_path / "a.csv", (1, 1))
     after = describe_sources(config)
     assert after[0] != before[0] and after[1] == before[1]
+
+
+def test_a_copy_that_keeps_its_times_is_described_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A campaign that is copied or moved, and names its source by a relative path, does not take its snapshot again."""
+    touch(tmp_path, "here/a.csv")
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    found = []
+    for name in ("here", "there"):
+        monkeypatch.chdir(tmp_path / name)
+        found.append(describe_sources(SnapshotConfig(source="a.csv")))
+    assert found[0] == found[1]

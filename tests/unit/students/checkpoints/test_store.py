@@ -201,14 +201,16 @@ def test_a_future_format_is_not_guessed_at(tmp_path: Path) -> None:
 def test_another_plan_names_both_sides() -> None:
     """Other labels, a setting that only one side has, one in a section: what was saved and what is asked for."""
     with pytest.raises(TrainingError, match="with training.epochs 1, this run has training.epochs 2"):
-        check_plan({"training": {"clip": 1, "epochs": 1}}, {"training": {"clip": 1, "epochs": 2}}, "here")
-    check_plan({"labels": "a", "rates": [1, 2]}, {"labels": "a", "rates": (1, 2)}, "here")
+        check_plan(
+            {"training": {"clip": 1, "epochs": 1}}, {"training": {"clip": 1, "epochs": 2}}, "here", folder="work/run-0"
+        )
+    check_plan({"labels": "a", "rates": [1, 2]}, {"labels": "a", "rates": (1, 2)}, "here", folder="work/run-0")
     with pytest.raises(TrainingError, match="here was made with labels a, this run has labels b"):
-        check_plan({"labels": "a"}, {"labels": "b"}, "here")
+        check_plan({"labels": "a"}, {"labels": "b"}, "here", folder="work/run-0")
     with pytest.raises(TrainingError, match="patience unrecorded, this run has patience 2"):
-        check_plan({}, {"patience": 2}, "here")
+        check_plan({}, {"patience": 2}, "here", folder="work/run-0")
     with pytest.raises(TrainingError, match="patience 2, this run has patience unset"):
-        check_plan({"patience": 2}, {}, "here")
+        check_plan({"patience": 2}, {}, "here", folder="work/run-0")
 
 
 def test_the_best_stay_beside_the_newest(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from ray_distill.runtime.sweep.resolve_trials import checked_trials
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.sources.resolve import describe_sources
 from ray_distill.storage import files
+from ray_distill.storage.portable import movable
 
 
 class CampaignResult(Artifact):
@@ -193,17 +194,16 @@ def _report(notes: tuple[str, ...]) -> None:
 def snapshot_key(config: Campaign) -> str:
     """Return the key of everything that decides a snapshot.
 
-    Sources count by their files, regardless of the folder. Each file counts by name, size and time, to be cheap.
+    Sources count by their files, of which each counts by name, size and time, to be cheap.
     """
-    return fingerprint(
-        {
-            "config": identity(_anywhere(config.snapshot)),
-            "seed": config.seed,
-            "task": config.task,
-            "sources": describe_sources(config.snapshot),
-            "classes": classes_key(config),
-        }
-    )
+    settings = {
+        "config": identity(_anywhere(config.snapshot)),
+        "seed": config.seed,
+        "task": config.task,
+        "sources": describe_sources(config.snapshot),
+        "classes": classes_key(config),
+    }
+    return fingerprint(movable(settings, files.absolute(config.output_url)))
 
 
 def _anywhere(config: SnapshotConfig) -> SnapshotConfig:

@@ -123,6 +123,18 @@ def judged_beside_champion(site: Site) -> None:
         assert ran.status == 0, ran.stderr
 
 
+def another_promoted(site: Site) -> None:
+    """Train, judge and promote another student."""
+    for command in ("train", "evaluate", "promote"):
+        ran = run([command, "campaign.yaml", "--set", "student.training.epochs=1"], site.root, ray=True)
+        assert ran.status == 0, ran.stderr
+
+
+def forecast_cut(site: Site) -> None:
+    """Leave half a forecast where `plan` keeps it."""
+    (site.output / "state" / "plan.json").write_text('{"stages": [', encoding="utf-8")
+
+
 def labelled_elsewise(site: Site) -> None:
     """Label the same rows into the campaign's store, by a campaign of another output."""
     for command in ("snapshot", "label"):
@@ -192,8 +204,22 @@ def _restores() -> Sequence[Try]:
         ("the predictions", "evaluations/*/predictions.parquet", remove, PROMOTE, "evaluate", "restore it"),
         ("an entry of the chain", f"{CHAIN}/log/*.json", flip, PROMOTE, "promote", "restore"),
         ("an entry of the chain", f"{CHAIN}/log/*.json", remove, VERIFY, "promote", "restore"),
-        ("a label file", "labels/distributions/*/*.parquet", flip, AUDIT, "label", "restore what is missing or corrupt"),
-        ("a label file", "labels/distributions/*/*.parquet", remove, AUDIT, "label", "restore what is missing or corrupt"),
+        (
+            "a label file",
+            "labels/distributions/*/*.parquet",
+            flip,
+            AUDIT,
+            "label",
+            "restore what is missing or corrupt",
+        ),
+        (
+            "a label file",
+            "labels/distributions/*/*.parquet",
+            remove,
+            AUDIT,
+            "label",
+            "restore what is missing or corrupt",
+        ),
         ("the store's manifest", "labels/store.json", flip, AUDIT, "label", "restore what is missing or corrupt"),
         ("the store's manifest", "labels/store.json", cut, AUDIT, "label", "restore what is missing or corrupt"),
         ("the store's manifest", "labels/store.json", empty, EVALUATE, "train", "restore it"),
@@ -260,6 +286,18 @@ def _deletes() -> Sequence[Try]:
             stage="evaluate",
             changes=True,  # the decision is recorded before the page, which states the costs
             then=(deleted("state/costs/*.json"), PROMOTE),
+            then_says="PROMOTE",
+            then_check=champion_is(1),
+        ),
+        Try(
+            point=2,
+            name="advice: the forecast is cut; promote refuses; deleted",
+            do=forecast_cut,
+            command=PROMOTE,
+            says=r"plan\.json.*delete it, and the forecast is not compared with what followed",
+            stage="evaluate",
+            changes=True,  # as above
+            then=(deleted("state/plan.json"), PROMOTE),
             then_says="PROMOTE",
             then_check=champion_is(1),
         ),
@@ -349,6 +387,17 @@ def _again() -> Sequence[Try]:
         ),
         Try(
             point=2,
+            name="advice: a report beside no champion, though there is one; promote refuses; evaluated again",
+            do=another_promoted,
+            command=(*PROMOTE, "--report", "{report}"),
+            says="the champion is now .*: evaluate again, then promote",
+            stage="evaluate",
+            then=(TRAIN, EVALUATE, PROMOTE),
+            then_check=champion_is(2),
+            ray=True,
+        ),
+        Try(
+            point=2,
             name="advice: the student swapped; promote refuses; put back from the registry",
             do=student_swapped,
             command=(*PROMOTE, "--set", "gate.limits.accuracy.min=0.1"),
@@ -426,21 +475,11 @@ def _again() -> Sequence[Try]:
         ),
         Try(
             point=2,
-            name="advice: a promoted student trained anew; train refuses; another seed",
+            name="advice: a promoted student trained anew; train refuses; another setting",
             command=(*TRAIN, "--no-resume"),
             says="change the seed or another setting instead",
             then=((*TRAIN, "--no-resume", "--set", "student.training.epochs=1"),),
             ray=True,
-        ),
-        Try(
-            point=2,
-            name="advice: a model name that the registry refuses; corrected, promoted",
-            command=(*PROMOTE, "--set", "gate.model_name=a/b"),
-            says="correct what it refuses .*then run `ray-distill promote`",
-            stage="evaluate",
-            changes=True,  # the decision is in the chain
-            then=(PROMOTE, RUN),
-            then_check=champion_is(1),
         ),
         Try(
             point=2,
@@ -466,7 +505,6 @@ def _again() -> Sequence[Try]:
             name="advice: many files that no record names; --clean refuses; --clean --yes",
             do=many_orphans,
             command=(*AUDIT, "--clean"),
-            status=0,
             says="If the log is whole, `--clean --yes` deletes them",
             stage="label",
             then=((*AUDIT, "--clean", "--yes"), AUDIT),

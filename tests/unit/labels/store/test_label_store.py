@@ -120,6 +120,8 @@ def test_a_label_set_with_a_hole_is_refused(url):
     label_all(url, manifest, fake_snapshot(range(8)))
     with pytest.raises(LabelError, match="12 of the snapshot's 20 rows have no labels.*run label again"):
         open_label_set(open_store(url).ref(snapshot), snapshot)
+    label_all(url, manifest, snapshot)
+    assert open_label_set(open_store(url).ref(snapshot), snapshot).rows == 20, "as advised"
 
 
 def test_a_reference_stays_what_it_was_when_the_store_grows(url):

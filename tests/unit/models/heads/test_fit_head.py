@@ -1,5 +1,6 @@
 """A head fitted on labelled rows makes a classifier of an encoder."""
 
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -120,6 +121,19 @@ def test_a_head_of_another_encoder_or_pooling_is_refused(spec: TeacherConfig, tm
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(ModelError, match="cannot be read"):
         read_head(url)
+
+
+def test_a_damaged_head_is_deleted_and_fitted_again(spec: TeacherConfig, tmp_path: Path) -> None:
+    """As its message advises: in a new store it is the same head, and so it is in place of the damaged one."""
+    url = _fit(spec, tmp_path / "store")
+    before = load_model(spec, task=TEXT.name, head_url=url).fingerprint
+    path = Path(url) / "head.safetensors"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(ModelError, match="restore its folder from a copy, or delete it and label into a new store"):
+        _fit(spec, tmp_path / "store")
+    shutil.rmtree(url)
+    for store in ("store-2", "store"):
+        assert load_model(spec, task=TEXT.name, head_url=_fit(spec, tmp_path / store)).fingerprint == before
 
 
 @pytest.mark.parametrize("how", ["flipped", "cut", "swapped"])

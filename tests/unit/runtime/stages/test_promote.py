@@ -99,6 +99,8 @@ def test_a_registry_that_refuses_is_an_error_that_a_rerun_does_not_promise_to_me
         promote.promote(session, REPORT)
     assert "run the command again to repair it" not in str(error.value)
     assert session.last("promote") is None
+    assert promote.promote(_session(tmp_path), REPORT) == DECISION, "as advised: corrected, then promoted"
+    assert len(read_chain(session.url("promotion"))) == 1
 
 
 def test_a_registry_that_is_down_is_repaired_by_the_same_command(

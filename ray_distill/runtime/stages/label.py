@@ -71,7 +71,7 @@ def label(session: Session, snapshot: SnapshotRef) -> LabelSetRef:
 
 
 def _in_store(ref: LabelSetRef, opened: Snapshot) -> bool:
-    """Return whether the store has every row of a snapshot, and still the log that a reference pins.
+    """Return whether a store has every row of a snapshot, and the log that a reference pins.
 
     The store may have been deleted, and filled again by another command.
     """

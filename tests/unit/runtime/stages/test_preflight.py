@@ -78,5 +78,5 @@ def test_a_chain_that_cannot_be_continued_is_refused_before_anything_is_spent(tm
             "labels": {"teacher": {"model": "ray_distill.testing.models:tiny_text_model"}},
         }
     )
-    with pytest.raises(PromotionError, match="entry 0 is not a decision of this version.*move the folder away"):
+    with pytest.raises(PromotionError, match="entry 0 is not a decision of this version.*move the folder .* away"):
         preflight(config)

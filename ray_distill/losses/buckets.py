@@ -94,8 +94,8 @@ def temperature_index(declared: tuple[float, ...], temperature: float) -> int:
     names = ", ".join(f"{value:g}" for value in declared)
     raise ValueError(
         f"temperature {temperature:g} is not declared by the labels, which declare {names}: the mass outside the "
-        "stored classes is only known there; train at one of these, or label again into a new store (labels.store) "
-        "with it declared"
+        "stored classes is only known there; train at one of these, or declare it in labels.signal.temperatures; "
+        "for labels that exist, label again into a new store (labels.store)"
     )
 
 

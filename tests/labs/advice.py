@@ -213,7 +213,7 @@ FOLLOWED: Mapping[str, tuple[tuple[str, str], ...]] = {
     "advice: the teacher swapped; label refuses; labelled into a new store": (
         ("labels/model/manifest.py", "labels of this teacher need a new labels.store"),
         ("labels/format/codecs/__init__.py", "label again where the store is older than 0.2, into a new store"),
-        ("losses/buckets.py", "label again into a new store (labels.store) with it declared"),
+        ("losses/buckets.py", "for labels that exist, label again into a new store"),
         ("students/loop/nonfinite_report.py", "label again into a new store"),
         ("students/modules/student_module.py", "label again into a new store"),
         ("students/objective/validate_losses.py", "label again into a new store (labels.store) with a larger k"),
@@ -299,7 +299,7 @@ FOLLOWED: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("config/load.py", "--set needs name=value"),
         ("config/load.py", "--set {}: {} is not a YAML value"),
         ("config/load.py", "--set {}"),
-        ("config/reading/values.py", "write the value, or pass it: --set"),
+        ("config/reading/values.py", "or pass it: --set"),
         ("config/student.py", "that `ray-distill label` printed for it"),
         ("models/heads/fit_head.py", "label through `ray-distill label` or `run`"),
         ("runtime/core/connection.py", "run `ray-distill doctor` to find the reason"),

@@ -158,5 +158,13 @@ def _placeholder(place: Place) -> str | None:
         return None
     return (
         f"{found.group()} is not replaced: a campaign's file reads no variables, so that it means the same on every "
-        f'machine; write the value, or pass it: --set "{place.path}={place.value}"'
+        f"machine; write the value{_for_the_shell(place, found.group())}"
     )
+
+
+def _for_the_shell(place: Place, found: str) -> str:
+    """Return how to pass a value that the shell can replace; empty for any other."""
+    if found != "~" and not found.startswith("$"):
+        return ""
+    value = place.value.replace("~", "$HOME", 1) if found == "~" else place.value
+    return f', or pass it: --set "{place.path}={value}"'

@@ -124,10 +124,13 @@ def judged_beside_champion(site: Site) -> None:
 
 
 def another_promoted(site: Site) -> None:
-    """Train, judge and promote another student."""
+    """Train, judge and promote another student; only the first one's report stays."""
+    first = set(site.output.glob("evaluations/*"))
     for command in ("train", "evaluate", "promote"):
         ran = run([command, "campaign.yaml", "--set", "student.training.epochs=1"], site.root, ray=True)
         assert ran.status == 0, ran.stderr
+    for other in set(site.output.glob("evaluations/*")) - first:
+        shutil.rmtree(other)
 
 
 def forecast_cut(site: Site) -> None:

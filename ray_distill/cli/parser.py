@@ -6,9 +6,10 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from ray_distill.cli import commands
+from ray_distill.cli import INTERRUPTED, STOPPED, commands
 from ray_distill.cli.last_resort import ReaderGone, guarded_streams, last_resort, secrets_of
 from ray_distill.errors import DistillError, OutputError
 from ray_distill.redact import hiding, secrets_in
@@ -16,9 +17,6 @@ from ray_distill.storage.proxies import keep_loopback_direct
 
 if TYPE_CHECKING:
     from ray_distill.config import Campaign
-
-#: Exit status that a shell reports for Ctrl-C.
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +114,7 @@ def _run(argv: Sequence[str]) -> int:
         sys.stdout.flush()
         raise
     except KeyboardInterrupt:
-        _end("\nstopped: run the same command again to continue")
+        _end(STOPPED)
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last resort
         _end(last_resort(command, error))
@@ -133,6 +131,18 @@ def _end(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
+class _Version(argparse.Action):
+    """Print the version; it takes a moment to find."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        try:
+            found = metadata.version("ray-distill")
+        except metadata.PackageNotFoundError:  # sent to a cluster with a job
+            found = "(not installed)"
+        sys.stdout.write(f"{parser.prog} {found}\n")
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of all commands."""
     parser = argparse.ArgumentParser(
@@ -140,6 +150,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Distil a large teacher into a small student: freeze traffic, label it once, "
         "train from the labels, evaluate, decide.",
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     _quickstart(subparsers)
     for stage in STAGES:

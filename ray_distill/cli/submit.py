@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import ray_distill
+from ray_distill.cli import INTERRUPTED
 from ray_distill.cli.campaign_file.load import load_campaign, refuse_unknown_names
 from ray_distill.cli.cluster_address import check_address, find_token, headers_of
 from ray_distill.cli.submit_checks import check_submission, refuse_shown_secrets
@@ -30,7 +31,6 @@ from ray_distill.storage.scratch import Scratch
 #: Text of the error while a head's agent is starting; how long to wait for the agent, and the seconds between tries.
 NO_AGENT, AGENT_SECONDS, RETRY_SECONDS = "No available agent", 60.0, 2.0
 MAX_STAGED_BYTES = 64 * 1024 * 1024
-INTERRUPTED = 130  # exit status that a shell reports for a process ended by Ctrl-C
 FINISHED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 
 

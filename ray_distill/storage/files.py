@@ -104,12 +104,8 @@ def create_exclusive(url: str, data: bytes) -> None:
     if is_local(url):
         _locally(url, "create it", lambda: local.create(_path(url), data))
         return
+    remote.require_exclusive(url)
     filesystem, path = remote.resolve(url)
-    if not remote.creates_exclusively(url, filesystem):
-        raise StorageError(
-            f"{url}: {remote.protocol(url)}:// cannot create a file exclusively, so two writers could overwrite "
-            f"each other; use a local path or one of {', '.join(sorted(remote.OBJECT_STORES))}"
-        )
     _make_parent(url, filesystem, path)
     remote.attempt(url, "create it", lambda: _create_or_recognise(filesystem, path, data))
 

@@ -113,14 +113,28 @@ def _settings(scheme: str) -> dict[str, Any]:
     return {"config_kwargs": {**S3_CLIENT, **fsspec.config.conf.get("s3", {}).get("config_kwargs", {})}}
 
 
-def creates_exclusively(url: str, filesystem: Any) -> bool:
-    """Return whether only one of many writers succeeds in ``pipe_file(mode="create")``.
+def require_exclusive(url: str) -> None:
+    """Refuse a remote place where two writers could overwrite each other; connect to nothing.
 
-    fsspec's default first checks for the file and then writes it, so that two writers can both succeed. A file system
-    therefore qualifies only if it is an object store with conditional writes, or has the attribute
-    ``exclusive_create``.
+    fsspec's ``pipe_file(mode="create")`` first checks for the file and then writes it, so that two writers can both
+    succeed. A file system therefore qualifies only if it is an object store with conditional writes, or has the
+    attribute ``exclusive_create``.
+
+    Raises:
+        StorageError: it does not qualify, or its driver is unknown or not installed.
     """
-    return protocol(url) in OBJECT_STORES or getattr(filesystem, "exclusive_create", False) is True
+    scheme = protocol(url)
+    if scheme in OBJECT_STORES:  # whose drivers take a second to import
+        return
+    try:
+        driver: Any = fsspec.get_filesystem_class(scheme)
+    except (ImportError, ValueError):
+        driver, _ = resolve(url)  # which names the driver that is missing
+    if getattr(driver, "exclusive_create", False) is not True:
+        raise StorageError(
+            f"{url}: {scheme}:// cannot create a file exclusively, so two writers could overwrite each other; use a "
+            f"local path or one of {', '.join(sorted(OBJECT_STORES))}"
+        )
 
 
 def failures() -> tuple[type[BaseException], ...]:

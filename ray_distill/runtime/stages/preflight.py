@@ -14,7 +14,7 @@ from ray_distill.runtime.model_checks.check import check_models
 from ray_distill.runtime.training.label_mixture import check_mixture, temperatures_of
 from ray_distill.snapshots.sources.columns import InputColumn, source_columns
 from ray_distill.snapshots.sources.resolve import describe_sources
-from ray_distill.storage import files
+from ray_distill.storage import files, remote
 from ray_distill.students.data.answer_format import learn_facet
 from ray_distill.students.engines.engine import check_compiler
 from ray_distill.students.objective.validate_losses import check_losses
@@ -85,7 +85,7 @@ def check(config: Campaign, *, teacher: bool = True) -> None:
         _wrong_columns(config)
         + (_teacher_mistakes(config) if teacher else [])
         + _missing_sources(config)
-        + _files_in_the_way(config)
+        + _unusable_outputs(config)
     )
     if wrong:
         raise ConfigError(f"{len(wrong)} wrong field(s)\n  " + "\n  ".join(wrong))
@@ -135,13 +135,20 @@ def _wrong_columns(config: Campaign) -> list[str]:
     return wrong
 
 
-def _files_in_the_way(config: Campaign) -> list[str]:
-    """Return a sentence for each local output whose path leads through a file."""
+def _unusable_outputs(config: Campaign) -> list[str]:
+    """Return a sentence for each output that no stage could write, or not safely."""
     wrong = []
-    for field, url in (("output", config.output_url), ("labels.store", config.labels.store or config.output_url)):
+    outputs = {"output": config.output_url} | ({"labels.store": config.labels.store} if config.labels.store else {})
+    for field, url in outputs.items():
+        if not files.is_local(url):
+            try:
+                remote.require_exclusive(url)
+            except DistillError as error:
+                wrong.append(f"{field}: {error}")
+            continue
         path = Path(files.absolute(url).removeprefix("file://"))
         found = next((place for place in (path, *path.parents) if place.is_file()), None)
-        if files.is_local(url) and found is not None and (field == "output" or config.labels.store):
+        if found is not None:
             wrong.append(f"{field}: {found} is a file: name a folder")
     return wrong
 

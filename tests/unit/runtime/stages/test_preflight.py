@@ -80,3 +80,35 @@ def test_a_chain_that_cannot_be_continued_is_refused_before_anything_is_spent(tm
     )
     with pytest.raises(PromotionError, match="entry 0 is not a decision of this version.*move the folder .* away"):
         preflight(config)
+
+
+@pytest.mark.parametrize("field", ["output", "labels.store"])
+@pytest.mark.parametrize("url", ["https://host/out", "zip://out::/tmp/a.zip", "dir::file:///tmp/out"])
+def test_an_output_without_exclusive_create_is_refused_by_its_field(tmp_path: Path, field: str, url: str) -> None:
+    """The label store would refuse it after the snapshot; nothing is read or written to find that out."""
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    value = {
+        "campaign": "c",
+        "task": "text_classification",
+        "output": str(tmp_path / "out"),
+        "snapshot": {"source": str(tmp_path / "rows.jsonl")},
+        "labels": {"teacher": {"model": str(tmp_path)}},
+    }
+    value |= {"output": url} if field == "output" else {}
+    value["labels"] |= {"store": url} if field != "output" else {}
+    with pytest.raises(ConfigError, match=rf"\n  {field}: .*cannot create a file exclusively.*use a local path or one"):
+        check(parse_config(value))
+
+
+def test_an_output_through_a_file_is_refused_by_its_field(tmp_path: Path) -> None:
+    """A folder cannot be made below a file."""
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    value = {
+        "campaign": "c",
+        "task": "text_classification",
+        "output": str(tmp_path / "rows.jsonl" / "out"),
+        "snapshot": {"source": str(tmp_path / "rows.jsonl")},
+        "labels": {"teacher": {"model": str(tmp_path)}},
+    }
+    with pytest.raises(ConfigError, match=r"output: .*rows\.jsonl is a file: name a folder"):
+        check(parse_config(value))

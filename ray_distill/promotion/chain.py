@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from ray_distill.artifacts import Artifact, Decision, StudentRef, Verdict
-from ray_distill.errors import ConfigError, CorruptStore, PromotionError
+from ray_distill.errors import ChangedModel, ConfigError, CorruptStore, PromotionError
 from ray_distill.storage import files
 from ray_distill.storage.log import CommitLog, Record
 from ray_distill.storage.portable import located, portable
@@ -93,6 +93,19 @@ def _check(log: CommitLog) -> None:
         log.check_pins()
     except CorruptStore as error:
         raise CorruptStore(f"{error}; without a copy, {_BEGIN.format(log.root)}") from error
+
+
+def lost_champion(url: str, error: ChangedModel) -> ChangedModel:
+    """Return the error of a champion whose files are lost: trained again, it may be another model.
+
+    Args:
+        url: folder of the chain.
+        error: of the files.
+    """
+    begin = _BEGIN.format(files.join(url, "decisions"))
+    return ChangedModel(
+        f"the champion of the decision chain: {error}. Where that makes another model, {begin}", found=error.found
+    )
 
 
 def champion(chain: Sequence[Entry]) -> StudentRef | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[2] / "ray_distill"
 #: What makes a text an advice: a command, an option, or something to be done with a file.
 ADVICE = re.compile(
-    r"`ray-distill |\bray-distill [a-z]+ |(?<![\w-])--[a-z]|\brun it\b|same command"
+    r"`ray-distill |\bray-distill [a-z]+ |(?<![\w-])--[a-z]|\brun it\b|same command|\bwait until\b"
     r"|\b(delete|restore|remove|move|rerun|again|anew|upgrade|unset|install|pip)\b"
     r"|\b(label|train|evaluate|run|take|fit)\b[^.;:]* first\b|\btake (one|a snapshot)\b",
     re.IGNORECASE,
@@ -184,6 +184,9 @@ FOLLOWED: Mapping[str, tuple[tuple[str, str], ...]] = {
     _UNIT + "test_texts_of_another_generator_are_moved_away": (
         ("sequences/store.py", "restore store.json, or move the folder away"),
     ),
+    "tests/unit/cli/test_at_work.py::test_attempts_are_deleted_only_while_nobody_labels": (
+        ("storage/locks.py", "wait until it ends, or use another folder"),
+    ),
     # Commands run.
     "advice: promote before evaluate": (("cli/resolve_references.py", "run `ray-distill {}` first"),),
     "advice: a report without the digests of its files; promote refuses; evaluated": (
@@ -242,13 +245,16 @@ FOLLOWED: Mapping[str, tuple[tuple[str, str], ...]] = {
     "the alias moved to a foreign version, then promote --verify, which repairs it": (
         ("runtime/stages/follow_chain.py", "`ray-distill promote --verify` points the alias at it"),
     ),
+    "advice: the alias names a version, the chain has no champion; --verify refuses; promoted": (
+        ("runtime/stages/follow_chain.py", "`ray-distill promote` points it at one that passes"),
+    ),
     "advice: relabel before label; labelled": (
         ("runtime/stages/relabel.py", "run `ray-distill label` (or `run`) first"),
     ),
     "advice: many files that no record names; --clean refuses; --clean --yes": (
         ("cli/render_results.py", "`--clean --yes` deletes them"),
     ),
-    "tests/cluster/test_sweep.py::test_what_it_leaves_can_be_used": (
+    "advice: the best trial of a sweep is proposed; run": (
         ("cli/render_results.py", "ray-distill run {}"),
         ("runtime/sweep/publish.py", "ray-distill run {}"),
     ),

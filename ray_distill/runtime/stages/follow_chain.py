@@ -1,9 +1,9 @@
 """Make the registry follow the decision chain: the alias names the champion."""
 
 from ray_distill.artifacts import Artifact, StudentRef
-from ray_distill.errors import ConfigError, PromotionError
+from ray_distill.errors import ChangedModel, ConfigError, PromotionError
 from ray_distill.models.io.trained import open_trained
-from ray_distill.promotion.chain import champion, read_chain
+from ray_distill.promotion.chain import champion, lost_champion, read_chain
 from ray_distill.runtime.core.session import Session
 from ray_distill.runtime.stages.evaluate import example_of
 
@@ -59,7 +59,10 @@ def follow_chain(session: Session, *, move: bool) -> AliasReport:
     if truth is None:
         if version is None:
             return report
-        wrong = f"the alias {alias} of {name} names {found}, but this campaign's chain has promoted no student"
+        wrong = (
+            f"the alias {alias} of {name} names {found}, but this campaign's chain has promoted no student: "
+            "`ray-distill promote` points it at one that passes; else delete the alias in the registry"
+        )
         return report.with_changes(wrong=wrong)
     right = registry.find(name, FINGERPRINT, truth.fingerprint)
     if right is not None and right == version:
@@ -71,7 +74,10 @@ def follow_chain(session: Session, *, move: bool) -> AliasReport:
         )
         return report.with_changes(wrong=wrong)
     again = right is None
-    right = right or _register_again(session, name, truth)
+    try:
+        right = right or _register_again(session, name, truth)
+    except ChangedModel as error:
+        raise lost_champion(session.url("promotion"), error) from error
     registry.set_alias(name, alias, right)
     return report.with_changes(
         version=right,

@@ -9,7 +9,7 @@ import torch
 
 from ray_distill.artifacts import Efficiency, EvalReport, SnapshotRef, StudentRef
 from ray_distill.config import Campaign
-from ray_distill.errors import EvaluationError
+from ray_distill.errors import ChangedModel, EvaluationError
 from ray_distill.evaluation.measures.efficiency import Runner, count_parameters, further_rates, measure_efficiency
 from ray_distill.evaluation.measures.intervals import Resampling
 from ray_distill.evaluation.measures.robustness import Robustness, measure_robustness
@@ -19,6 +19,7 @@ from ray_distill.evaluation.report.assemble import Measured, judge
 from ray_distill.labels.model.manifest import TeacherIdentity
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.trained import load_labelling_teacher, load_trained
+from ray_distill.promotion.chain import lost_champion
 from ray_distill.redact import redact
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
@@ -110,7 +111,14 @@ class _Steps:
 def _load(config: Campaign, refs: Mapping[str, StudentRef], labelled_by: TeacherIdentity) -> dict[str, Model]:
     teacher = config.labels.teacher
     models = {"teacher": load_labelling_teacher(teacher, labelled_by, task=config.task)}
-    return models | {arm: load_trained(ref, teacher, task=config.task) for arm, ref in refs.items()}
+    for arm, ref in refs.items():
+        try:
+            models[arm] = load_trained(ref, teacher, task=config.task)
+        except ChangedModel as error:
+            if arm == "champion":
+                raise lost_champion(files.join(config.output_url, "promotion"), error) from error
+            raise
+    return models
 
 
 def panel_of(config: Campaign, models: Mapping[str, Model], classes: tuple[str, ...]) -> Panel:

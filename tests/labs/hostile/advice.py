@@ -7,7 +7,9 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from ray_distill.artifacts import EvalReport
@@ -95,6 +97,15 @@ def judged_by_registry(site: Site) -> None:
     shutil.copytree(weights.parent, target)
 
 
+def retrained_otherwise(site: Site) -> None:
+    """Have the student's folder trained again, with another result, as a GPU's sums may have."""
+    student_swapped(site)
+    path = site.output / "state" / "train.json"
+    value = json.loads(path.read_text(encoding="utf-8"))
+    value["result"]["student"]["fingerprint"] = value["result"]["baseline_hard_labels"]["fingerprint"]
+    path.write_text(json.dumps(sealed({name: item for name, item in value.items() if name != SEAL})), encoding="utf-8")
+
+
 def without_predictions(site: Site) -> None:
     """Make the stored report one of a version that kept no digests of its files."""
     path = site.output / "state" / "evaluate.json"
@@ -102,6 +113,19 @@ def without_predictions(site: Site) -> None:
     report = EvalReport.from_dict(value["result"]["report"]).with_changes(files={})
     value["result"]["report"] = report.with_changes(fingerprint=content_fingerprint(report)).to_dict()
     path.write_text(json.dumps(sealed({name: item for name, item in value.items() if name != SEAL})), encoding="utf-8")
+
+
+def alias_deleted(site: Site) -> None:
+    """Delete the alias, as MLflow's page does."""
+    with closing(sqlite3.connect(site.output / "mlflow.db")) as database, database:
+        database.execute("DELETE FROM registered_model_aliases")
+
+
+def best_trial_run(site: Site) -> None:
+    """Run the campaign of the best trial."""
+    ran = run(["run", str(site.one("sweeps/*/best.yaml"))], site.root, ray=True)
+    assert ran.status == 0, ran.stderr[-1500:]
+    assert re.search("PROMOTE|HOLD|REJECT", ran.stdout), ran.stdout
 
 
 def report_copied(site: Site) -> None:
@@ -380,6 +404,23 @@ def _again() -> Sequence[Try]:
         ),
         Try(
             point=2,
+            name="advice: the alias names a version, the chain has no champion; --verify refuses; promoted",
+            do=moved_away(CHAIN),
+            command=VERIFY,
+            says="has promoted no student: `ray-distill promote` points it at one that passes",
+            then=(PROMOTE, VERIFY),
+            then_check=champion_is(1),
+        ),
+        Try(
+            point=2,
+            name="advice: the alias names a version, the chain has no champion; --verify refuses; alias deleted",
+            do=moved_away(CHAIN),
+            command=VERIFY,
+            says="else delete the alias in the registry",
+            then=(alias_deleted, VERIFY),
+        ),
+        Try(
+            point=2,
             name="advice: a report whose champion is not in the chain; promote refuses; evaluated again",
             do=all_of(judged_beside_champion, moved_away(CHAIN)),
             command=PROMOTE,
@@ -428,6 +469,16 @@ def _again() -> Sequence[Try]:
         ),
         Try(
             point=2,
+            name="advice: the champion trained again with another result; evaluate refuses; chain moved away",
+            do=retrained_otherwise,
+            command=EVALUATE,
+            says="the champion of the decision chain: .*Where that makes another model, move the folder .* away",
+            then=(moved_away(CHAIN), EVALUATE, PROMOTE),
+            then_says="PROMOTE",
+            then_check=champion_is(1),
+        ),
+        Try(
+            point=2,
             name="advice: the snapshot damaged; evaluate refuses; deleted and taken again",
             do=damaged("snapshots/*/snapshot.json", cut),
             command=EVALUATE,
@@ -453,7 +504,7 @@ def _again() -> Sequence[Try]:
             command=LABEL,
             says="need a new labels.store|Set labels.store to another URL, such as .*labels-2",
             stage="label",
-            then=((*LABEL, *NEW_STORE),),
+            then=((*LABEL, *NEW_STORE, "--set", "labels.check.limits={}"),),
             ray=True,
         ),
         Try(
@@ -482,6 +533,17 @@ def _again() -> Sequence[Try]:
             command=(*TRAIN, "--no-resume"),
             says="change the seed or another setting instead",
             then=((*TRAIN, "--no-resume", "--set", "student.training.epochs=1"),),
+            ray=True,
+        ),
+        Try(
+            point=2,
+            name="advice: the best trial of a sweep is proposed; run",
+            do=lambda site: site.change(sweep={"grid": {"student.training.learning_rate": [0.001, 0.01]}}),
+            command=("sweep", "{config}"),
+            status=0,
+            says=r"next +ray-distill run \S+/best\.yaml",
+            then=(best_trial_run, RUN),
+            then_says="already decided",
             ray=True,
         ),
         Try(

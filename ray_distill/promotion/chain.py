@@ -96,7 +96,9 @@ def _check(log: CommitLog) -> None:
 
 
 def lost_champion(url: str, error: ChangedModel) -> ChangedModel:
-    """Return the error of a champion whose files are lost: trained again, it may be another model.
+    """Return the error of a champion whose files are lost, with a way out.
+
+    Trained again, it may be another model.
 
     Args:
         url: folder of the chain.
@@ -104,7 +106,7 @@ def lost_champion(url: str, error: ChangedModel) -> ChangedModel:
     """
     begin = _BEGIN.format(files.join(url, "decisions"))
     return ChangedModel(
-        f"the champion of the decision chain: {error}. Where that makes another model, {begin}", found=error.found
+        f"the champion of the decision chain: {error}. If that makes another model, {begin}", found=error.found
     )
 
 

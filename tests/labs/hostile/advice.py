@@ -472,7 +472,7 @@ def _again() -> Sequence[Try]:
             name="advice: the champion trained again with another result; evaluate refuses; chain moved away",
             do=retrained_otherwise,
             command=EVALUATE,
-            says="the champion of the decision chain: .*Where that makes another model, move the folder .* away",
+            says="the champion of the decision chain: .*If that makes another model, move the folder .* away",
             then=(moved_away(CHAIN), EVALUATE, PROMOTE),
             then_says="PROMOTE",
             then_check=champion_is(1),

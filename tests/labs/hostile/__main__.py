@@ -17,8 +17,8 @@ TRIES: tuple[Try, ...] = (*artifacts.TRIES, *chain.TRIES, *moved.TRIES, *advice.
 
 
 def some(third: int | None) -> tuple[Try, ...]:
-    """Return the tries of one third (0, 1 or 2), every point among them; all of them for None."""
-    return TRIES if third is None else TRIES[third % 3 :: 3]
+    """Return the tries of one third (0, 1 or 2), without those that start Ray; all of them for None."""
+    return TRIES if third is None else tuple(one for one in TRIES if not one.ray)[third % 3 :: 3]
 
 
 def carry_out_all(tries: Sequence[Try], ground: Ground, folder: Path, *, at_once: int = 2) -> Iterator[Outcome]:

@@ -265,7 +265,7 @@ FOLLOWED: Mapping[str, tuple[tuple[str, str], ...]] = {
     "tests/e2e/test_interruption.py::test_a_run_that_is_stopped_again_and_again_ends_as_one_that_is_not": (
         ("cli/last_resort.py", "the same command goes on from there"),
         ("cli/last_resort.py", "run it again with an output that can be written"),
-        ("cli/parser.py", "stopped: run the same command again to continue"),
+        ("cli/__init__.py", "stopped: run the same command again to continue"),
         ("students/loop/train_loop.py", "and the same command goes on from there"),
     ),
     "tests/crash/test_training_killed.py::test_what_a_kill_leaves_is_trained_to_the_same_end": (

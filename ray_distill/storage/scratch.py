@@ -9,6 +9,7 @@ import re
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -79,16 +80,28 @@ def _remove_if_left(path: Path) -> bool:
         about = path.lstat()
         if about.st_uid != os.getuid() or time.time() - about.st_mtime < SETTLED_SECONDS or path.is_symlink():
             return False
+        path.chmod(0o700)  # else its lock could not be tried
     except OSError:
         return False
     lock = _lock(path)
     if lock is None:
         return False
     try:
+        _open_folders(path)
         shutil.rmtree(path, ignore_errors=True)
         return not path.exists()
     finally:
         os.close(lock)
+
+
+def _open_folders(path: Path) -> None:
+    """Make the folders of a tree writable, without which they cannot be emptied."""
+    for folder, names, _ in os.walk(path):
+        for name in names:
+            inner = Path(folder, name)
+            if not inner.is_symlink():
+                with suppress(OSError):
+                    inner.chmod(0o700)
 
 
 def _lock(path: Path) -> int | None:

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.labs.hostile import advice, artifacts, chain, moved
+from tests.labs.hostile import advice, artifacts, chain, litter, moved, streams
 from tests.labs.hostile.ground import Ground, prepare
 from tests.labs.hostile.tries import POINTS, Outcome, Try, carry_out
 
 #: Every try.
-TRIES: tuple[Try, ...] = (*artifacts.TRIES, *chain.TRIES, *moved.TRIES, *advice.TRIES)
+TRIES: tuple[Try, ...] = (*artifacts.TRIES, *chain.TRIES, *moved.TRIES, *advice.TRIES, *litter.TRIES, *streams.TRIES)
 
 
 def some(third: int | None) -> tuple[Try, ...]:

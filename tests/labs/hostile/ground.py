@@ -135,6 +135,8 @@ class Ran:
     stdout: str
     stderr: str
     seconds: float
+    peak: int
+    """Bytes of memory that the command had at most, beyond those of a process with warm imports."""
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -161,32 +163,37 @@ def run(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    out, err = folder.parent / f"{folder.name}.stdout", folder.parent / f"{folder.name}.stderr"
+    out, err, used = (folder.parent / f"{folder.name}.{name}" for name in ("stdout", "stderr", "memory"))
     started = time.monotonic()
     process = context.Process(
-        target=_command, args=(list(arguments), str(folder), dict(environment or {}), ray, str(out), str(err))
+        target=_command,
+        args=(list(arguments), str(folder), dict(environment or {}), ray, (str(out), str(err), str(used))),
     )
     process.start()
     process.join(seconds)
     if stuck := process.is_alive():
         process.kill()
         process.join()
-    found = [path.read_text(encoding="utf-8", errors="replace") if path.exists() else "" for path in (out, err)]
-    for path in (out, err):
+    found = [path.read_text(encoding="utf-8", errors="replace") if path.exists() else "" for path in (out, err, used)]
+    for path in (out, err, used):
         path.unlink(missing_ok=True)
     assert not stuck, f"`ray-distill {' '.join(arguments)}` had not ended after {seconds:g} s: {found[1][-1000:]}"
     assert process.exitcode is not None
-    return Ran(status=process.exitcode, stdout=found[0], stderr=found[1], seconds=time.monotonic() - started)
+    seconds, peak = time.monotonic() - started, int(found[2] or 0)
+    return Ran(status=process.exitcode, stdout=found[0], stderr=found[1], seconds=seconds, peak=peak)
 
 
-def _command(arguments: list[str], folder: str, environment: dict[str, str], ray: bool, out: str, err: str) -> None:
-    """Run the command in this process, with its streams in files; end with its exit status."""
+def _command(
+    arguments: list[str], folder: str, environment: dict[str, str], ray: bool, places: tuple[str, str, str]
+) -> None:
+    """Run the command in this process, with its streams and its memory in files; end with its exit status."""
     import tempfile
 
     from ray_distill.cli import main
     from ray_distill.runtime.core import connection
     from ray_distill.runtime.stages import evaluate
 
+    before, (out, err, used) = _memory("VmRSS"), places
     for stream, path in ((1, out), (2, err)):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(descriptor, stream)
@@ -210,7 +217,14 @@ def _command(arguments: list[str], folder: str, environment: dict[str, str], ray
             status = error.code if isinstance(error.code, int) else 1
     sys.stdout.flush()
     sys.stderr.flush()
+    Path(used).write_text(str(_memory("VmHWM") - before), encoding="utf-8")
     os._exit(status)
+
+
+def _memory(name: str) -> int:
+    """Return a number of bytes of this process, as the kernel counts them."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:"))
 
 
 def _here(function: Any, *arguments: Any, **named: Any) -> Any:

@@ -63,6 +63,26 @@ def test_a_killed_process_leaves_a_folder_that_the_next_command_removes(place: P
     )
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="changes the user")
+def test_a_remnant_that_cannot_be_entered_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its owner may open it again; a killed process may have copied folders without permissions."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        monkeypatch.setattr(scratch, "SETTLED_SECONDS", -1.0)
+        os.setresuid(65534, 65534, 0)
+        try:
+            left = Path(folder, f"{PREFIX}model-abcd1234")
+            (left / "closed" / "inner").mkdir(parents=True)
+            (left / "closed" / "inner" / "file").touch()
+            for path in (left / "closed" / "inner", left / "closed", left):
+                path.chmod(0)
+            assert remove_remnants() == 1
+        finally:
+            os.setresuid(0, 0, 0)
+        assert not any(Path(folder).iterdir())
+
+
 def test_a_folder_that_may_be_about_to_be_locked_stays(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between making and locking it, another process must not remove it."""
     monkeypatch.setattr(scratch, "SETTLED_SECONDS", 60.0)

@@ -23,6 +23,8 @@ _VALUE_BYTES = 16
 #: Rows of a column with prefix coding that are decoded at once, at most.
 _BATCH_ROWS = 1 << 16
 
+#: Bytes of a column in a row group that are read with their dictionary kept; Arrow can keep 2 GiB.
+_KEPT_BYTES = 1 << 30
 #: Bytes that Arrow may reserve at once for texts of a dictionary.
 _RESERVED = 16 << 20
 
@@ -66,7 +68,7 @@ def read_groups(
     Raises:
         SnapshotError: as `Budget.spend`.
     """
-    texts = [chunk for chunk in _leaves(parquet) if chunk.physical_type == "BYTE_ARRAY" and chunk.has_dictionary_page]
+    texts = [chunk for chunk in _leaves(parquet) if _is_repeated(chunk)]
     kept = pq.ParquetFile(
         stream, metadata=parquet.metadata, read_dictionary=sorted({chunk.path_in_schema for chunk in texts})
     )
@@ -96,8 +98,10 @@ def _read_group(reading: _Reading, at: int, schema: pa.Schema) -> Group:
         return _nulls(schema, rows), np.full(rows, np.int8(Reason.HUGE_CELL))
     _spend_described(reading, at)
     prefixed = [chunk.total_uncompressed_size for _, chunk in reading.chunks(at) if _is_prefixed(chunk)]
-    if prefixed:
-        return _read_batches(reading, at, rows=max(1, min(_BATCH_ROWS, FLOOR // max(prefixed))))
+    repeated = [chunk.total_uncompressed_size for _, chunk in reading.chunks(at) if _is_repeated(chunk)]
+    if prefixed or max(repeated, default=0) > _KEPT_BYTES:
+        longest = max([1, *prefixed, _longest_repeated(reading, at)])
+        return _read_batches(reading, at, rows=max(1, min(_BATCH_ROWS, FLOOR // longest)))
     table = reading.kept.read_row_group(at, columns=reading.names)
     nested = [field.name for field in table.schema if pa.types.is_nested(field.type)]
     if nested:  # Arrow has no cast for dictionaries within lists, so these are measured, then read again.
@@ -148,6 +152,39 @@ def _nulls(schema: pa.Schema, rows: int) -> pa.Table:
 def _is_prefixed(chunk: pq.ColumnChunkMetaData) -> bool:
     """Return whether texts may repeat the beginning of others, which no dictionary shows."""
     return "DELTA_BYTE_ARRAY" in chunk.encodings
+
+
+def _is_repeated(chunk: pq.ColumnChunkMetaData) -> bool:
+    """Return whether texts may be in a dictionary."""
+    return chunk.physical_type == "BYTE_ARRAY" and bool(chunk.has_dictionary_page)
+
+
+def _longest_repeated(reading: _Reading, at: int) -> int:
+    """Return the bytes of the longest text in the dictionaries of a row group, which come before its rows."""
+    longest = dict.fromkeys({name for name, chunk in reading.chunks(at) if _is_repeated(chunk)}, 0)
+    for name in longest:
+        for batch in reading.kept.iter_batches(batch_size=1, row_groups=[at], columns=[name]):
+            lengths = [pc.max(pc.binary_length(values)).as_py() or 0 for values in _dictionaries(batch.column(0))]
+            longest[name] = max(lengths, default=0)
+            if longest[name]:
+                break
+    return max(longest.values(), default=0)
+
+
+def _dictionaries(column: pa.Array) -> Iterator[pa.Array]:
+    """Yield the dictionaries of texts in a column, also of those within lists and objects."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        if is_bytes(kind.value_type):
+            yield column.dictionary
+    elif pa.types.is_struct(kind):
+        for part in column.flatten():
+            yield from _dictionaries(part)
+    elif pa.types.is_map(kind):
+        yield from _dictionaries(column.keys)
+        yield from _dictionaries(column.items)
+    elif pa.types.is_nested(kind):
+        yield from _dictionaries(column.flatten())
 
 
 def _read_batches(reading: _Reading, at: int, *, rows: int) -> Group:

@@ -17,7 +17,7 @@ import pytest
 from ray_distill.config import parse_config
 from ray_distill.errors import SnapshotError
 from ray_distill.snapshots.rows import Reason, Rows
-from ray_distill.snapshots.sources import budget, json_document
+from ray_distill.snapshots.sources import budget, json_document, parquet_source
 from ray_distill.snapshots.sources.columns import InputColumn
 from ray_distill.snapshots.sources.read import read_rows
 from ray_distill.snapshots.sources.resolve import match_sources
@@ -179,6 +179,29 @@ def test_one_long_text_among_many_short_ones_is_read(tmp_path: Path) -> None:
     texts = _read(tmp_path / "a.parquet", limit=8 << 20).table.column("text")
     assert texts.slice(2).unique().to_pylist() == ["one"]
     assert len(texts[1].as_py()) == 8 << 20
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_large_row_group_is_read_in_batches_that_its_dictionary_bounds(
+    nested: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrow keeps dictionaries of 2 GiB alone; a text that the first rows lack is in the dictionary, too."""
+    monkeypatch.setattr(parquet_source, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(parquet_source, "FLOOR", 1 << 16)
+    sizes: list[int] = []
+    read = parquet_source._read_batches
+    monkeypatch.setattr(
+        parquet_source, "_read_batches", lambda *given, rows: [sizes.append(rows), read(*given, rows=rows)][1]
+    )
+    texts = [None, "", *(f"text {number}" for number in range(50)), *["x" * 4096] * 60]
+    rows = [None if text is None else [{"role": "user", "content": text}] for text in texts] if nested else texts
+    pq.write_table(pa.table({"text": rows}), tmp_path / "a.parquet")
+    column = InputColumn(name="text", largest=5000, nested=nested)
+    found = read_rows(match_sources([str(tmp_path / "a.parquet")], "auto"), {"text": "text"}, column)
+    assert sizes == [16]
+    assert [None if text is None else nested or text for text in found.table.column("text").to_pylist()] == [
+        None if text is None else nested or text for text in texts
+    ]
 
 
 def test_all_files_of_a_source_share_its_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

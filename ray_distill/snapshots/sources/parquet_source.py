@@ -160,7 +160,7 @@ def _is_repeated(chunk: pq.ColumnChunkMetaData) -> bool:
 
 
 def _longest_repeated(reading: _Reading, at: int) -> int:
-    """Return the bytes of the longest text in the dictionaries of a row group, which come before its rows."""
+    """Return the bytes of the longest text in the dictionaries of a row group."""
     longest = dict.fromkeys({name for name, chunk in reading.chunks(at) if _is_repeated(chunk)}, 0)
     for name in longest:
         for batch in reading.kept.iter_batches(batch_size=1, row_groups=[at], columns=[name]):

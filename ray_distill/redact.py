@@ -7,7 +7,7 @@ and of the campaign, which a message of another library may contain without a na
 import base64
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote
@@ -103,19 +103,19 @@ def lasting(value: Any) -> Any:
     return _changed(value, _unsigned, lambda name: _UNMISTAKABLE.fullmatch(name) is not None)
 
 
-def secrets_in(value: Any) -> set[str]:
-    """Return the values of the secrets in plain values."""
+def secrets_in(value: Any, name: str = "") -> set[str]:
+    """Return the values of the secrets in plain values; ``name`` is that of the value, and of the items of a list."""
     if isinstance(value, Mapping):
-        named = {item for name, item in value.items() if isinstance(item, str) and _is_kept(str(name), item)}
-        named |= {line for item in named for line in item.splitlines() if not line.startswith("-----")}
-        return named.union(*(secrets_in(item) for item in value.values()))
+        return set().union(*(secrets_in(item, str(key)) for key, item in value.items()))
     if isinstance(value, list | tuple):
-        return set().union(*(secrets_in(item) for item in value))
+        return set().union(*(secrets_in(item, name) for item in value))
     if not isinstance(value, str):
         return set()
+    lines = {line for line in value.splitlines() if not line.startswith("-----")}
+    kept = {value, *lines} if _is_kept(name, value) else set()
     found = [part for match in _USER.finditer(value) for part in (match[2], match[4]) if part]
     found += [match[group] for form, group in ((_QUERY, 2), (_PAIR, 3), (_BEARER, 2)) for match in form.finditer(value)]
-    return {one.strip("'\"") for one in found}
+    return kept | {one.strip("'\"") for one in found}
 
 
 @contextmanager
@@ -144,17 +144,15 @@ def _forms(secret: str) -> set[str]:
     return {form for form in plain | written | coded if len(form) >= LEAST}
 
 
-def _changed(value: Any, text: Any, hides: Any) -> Any:
+def _changed(value: Any, text: Callable[[str], str], hides: Callable[[str], bool], name: str = "") -> Any:
+    """Return plain values with changed texts; ``name`` is that of the value, and of the items of a list."""
     if isinstance(value, Mapping):
-        return {
-            name: HIDDEN
-            if isinstance(item, str) and item and (hides(str(name)) or (name == "token" and _is_long(item)))
-            else _changed(item, text, hides)
-            for name, item in value.items()
-        }
+        return {key: _changed(item, text, hides, str(key)) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_changed(item, text, hides) for item in value]
-    return text(value) if isinstance(value, str) else value
+        return [_changed(item, text, hides, name) for item in value]
+    if not isinstance(value, str):
+        return value
+    return HIDDEN if value and (hides(name) or (name == "token" and _is_long(value))) else text(value)
 
 
 def _is_kept(name: str, value: str) -> bool:

@@ -21,6 +21,7 @@ from ray_distill.errors import AlreadyExists, ClusterError, DistillError, Storag
 from ray_distill.redact import redact
 from ray_distill.storage.proxies import opener_of, proxy_of
 from ray_distill.tracking.delivery.worker import Worker
+from ray_distill.tracking.sqlite_uri import sqlite_file
 
 DISTRIBUTION = "ray-distill"
 MIN_PYTHON = (3, 11)
@@ -314,9 +315,9 @@ def check_tracking(uri: str, *, origin: str = "") -> Finding:
     scheme = urlsplit(uri).scheme
     if scheme in ("http", "https"):
         return _check_server(uri)
-    uri = redact(uri)
-    if scheme == "sqlite":
-        folder = _existing(Path(uri.removeprefix("sqlite:///")).parent)
+    path, uri = sqlite_file(uri), redact(uri)
+    if path is not None:
+        folder = _existing(path.parent)
         if os.access(folder, os.W_OK):
             shown = f" ({origin})" if origin else ""
             return Finding(name="tracking", ok="ok", found=f"{uri}{shown}: {folder} is writable")

@@ -1,6 +1,7 @@
 """Build the parser of `ray-distill` and run a command. Parsing imports no slow module."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +18,14 @@ from ray_distill.storage.proxies import keep_loopback_direct
 
 if TYPE_CHECKING:
     from ray_distill.config import Campaign
+
+#: Failures of a named file that its owner can mend, wherever a library or this package meets them.
+_OF_THE_MACHINE = frozenset(
+    {
+        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO),
+        *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +126,10 @@ def _run(argv: Sequence[str]) -> int:
         _end(STOPPED)
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last resort
+        if isinstance(error, OSError) and error.filename and error.errno in _OF_THE_MACHINE:
+            from ray_distill.storage.remote import translate
+
+            raise translate(error, str(error.filename), "use it") from error
         _end(last_resort(command, error))
         return commands.FAILED
 

@@ -19,6 +19,7 @@ from ray_distill.runtime.campaign import CampaignResult
 from ray_distill.runtime.core import connection, console
 from ray_distill.runtime.core.at_work import LOCK
 from ray_distill.storage.locks import at_work
+from ray_distill.tracking.sqlite_uri import sqlite_uri
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +121,7 @@ def config_of(folder: Path, teacher: Path, traffic: Path) -> dict[str, Any]:
             "beat": ["baseline_hard_labels"],
         },
         # Everything of the quickstart stays in its folder, whatever the environment names for other campaigns.
-        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db", "experiment": "quickstart-digits"},
+        "tracking": {"uri": sqlite_uri(folder / "mlflow.db"), "experiment": "quickstart-digits"},
     }
 
 
@@ -131,7 +132,7 @@ def plan(output: str) -> list[str]:
         f"sources   5,000 digits → {folder}/traffic.parquet (3,200) and teacher.parquet (1,800)",
         f"teacher   a residual network trained on its 1,800 rows → {folder}/teacher",
         f"campaign  snapshot, label, train, evaluate, promote → {folder}; configured in {folder}/campaign.yaml",
-        f"record    sqlite:///{folder}/mlflow.db",
+        f"record    {sqlite_uri(folder / 'mlflow.db')}",
     ]
 
 

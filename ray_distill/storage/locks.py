@@ -66,10 +66,11 @@ def at_work(folder: str, name: str, command: str, *, shared: bool = False) -> It
 
 def _acquire(path: Path, folder: str, command: str, *, shared: bool) -> tuple[int | None, list[Path]]:
     """Return the locked descriptor (None without locks), and the folders made for it."""
-    created = _missing_parents(path)
+    created: list[Path] | None = None
     for _ in range(_TRIES):  # a shared lock is an exclusive one for a moment, when it begins and when it ends
         descriptor = None
         try:
+            created = _missing_parents(path) if created is None else created
             descriptor = _open(path)
             if descriptor is not None and _lock(descriptor, shared=shared) and _is_current(descriptor, path):
                 _sign(descriptor, command, shared=shared)

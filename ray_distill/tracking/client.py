@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_distill.redact import redact
-from ray_distill.tracking.delivery.connect import import_mlflow, new_client, sqlite_file, upload_timeout
+from ray_distill.tracking.delivery.connect import import_mlflow, new_client, upload_timeout
 from ray_distill.tracking.delivery.failures import NeverAccepted
 from ray_distill.tracking.logged_model import log_model
 from ray_distill.tracking.operations import (
@@ -34,6 +34,7 @@ from ray_distill.tracking.operations import (
 )
 from ray_distill.tracking.records import MAX_DIGEST, split_params
 from ray_distill.tracking.relocate import ARTIFACTS
+from ray_distill.tracking.sqlite_uri import sqlite_file
 from ray_distill.tracking.views import DESCRIPTION, TITLE, experiment_tags
 
 logger = logging.getLogger(__name__)

@@ -7,10 +7,10 @@ import base64
 import hashlib
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from ray_distill.errors import ConfigError
+from ray_distill.storage.scratch import Scratch
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.facets import Serving
 from ray_distill.tasks.task import Task
@@ -81,9 +81,10 @@ def log_model(client: Any, *, experiment_id: str, run_id: str, operation: LogMod
     )
     _connect(client, run_id, model.model_id)
     if str(model.status) != "READY":
-        with TemporaryDirectory() as scratch:
-            _write(Path(scratch) / "model", model, run_id, operation)
-            client.log_model_artifacts(model.model_id, str(Path(scratch) / "model"))
+        with Scratch("model") as scratch:
+            target = scratch.path / "model"
+            _write(target, model, run_id, operation)
+            client.log_model_artifacts(model.model_id, str(target))
     _log_metrics(client, run_id, model.model_id, operation)
     client.finalize_logged_model(model.model_id, "READY")
     return f"models:/{model.model_id}"
@@ -121,12 +122,12 @@ def _write(target: Path, model: Any, run_id: str, operation: LogModel) -> None:
 
     task = get_task(operation.task)
     serving, column = task.answers.serve.SERVING, task.inputs.column
+    copied: dict[str, str | Path] = {"checkpoint": operation.path, "code": serving.code, **serving.parts}
     outputs = {name: _SERIES.get(kind, "object") for name, kind in serving.outputs.items()}
     pyfunc.save_model(
         path=str(target),
         python_model=str(SERVED),
-        artifacts={"checkpoint": str(operation.path), "code": str(serving.code)}
-        | {name: str(path) for name, path in serving.parts.items()},
+        artifacts={name: Path(path).absolute().as_uri() for name, path in copied.items()},
         model_config={"task": task.name, "column": column, "outputs": outputs, "parts": list(serving.parts)},
         signature=_signature(task),
         input_example=pd.DataFrame({column: list(operation.example)}),

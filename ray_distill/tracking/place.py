@@ -12,6 +12,7 @@ from ray_distill.config import TrackingConfig
 from ray_distill.config.judge import check_experiment_name, check_tracking_uri
 from ray_distill.errors import ConfigError
 from ray_distill.redact import redact
+from ray_distill.tracking.sqlite_uri import absolute_uri, sqlite_uri
 
 TRACKING, REGISTRY, EXPERIMENT = "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_NAME"
 #: Variables of MLflow's client that fluent runs follow, and this package does not.
@@ -65,8 +66,8 @@ def place_of(
     registry, registry_from = _first(config.registry_uri, "tracking.registry_uri", environment, REGISTRY)
     experiment, experiment_from = _first(config.experiment, "tracking.experiment", environment, EXPERIMENT)
     try:
-        uri = _absolute(check_tracking_uri(uri)) if uri else default_uri(output_url)
-        registry = _absolute(check_tracking_uri(registry)) if registry else uri
+        uri = absolute_uri(check_tracking_uri(uri)) if uri else default_uri(output_url)
+        registry = absolute_uri(check_tracking_uri(registry)) if registry else uri
         check_experiment_name(experiment or campaign)
     except ValueError as error:
         names = ", ".join(name for name in (uri_from, registry_from, experiment_from) if name)
@@ -86,7 +87,7 @@ def default_uri(output_url: str) -> str:
     """Return the default tracking URI: SQLite in a local output, else in the current folder."""
     local = output_url.removeprefix("file://")
     folder = Path.cwd() if "://" in local else Path(local).absolute()
-    return f"sqlite:///{folder / 'mlflow.db'}"
+    return sqlite_uri(folder / "mlflow.db")
 
 
 def _first(given: str | None, field: str, environment: Mapping[str, str], name: str) -> tuple[str, str]:
@@ -95,9 +96,3 @@ def _first(given: str | None, field: str, environment: Mapping[str, str], name: 
         return given, field
     found = environment.get(name, "").strip()
     return found, name if found else ""
-
-
-def _absolute(uri: str) -> str:
-    if uri.startswith("sqlite:///"):
-        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
-    return uri

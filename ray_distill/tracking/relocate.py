@@ -4,7 +4,7 @@ import logging
 import sqlite3
 from contextlib import closing
 
-from ray_distill.tracking.delivery.connect import sqlite_file
+from ray_distill.tracking.sqlite_uri import sqlite_file
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ray_distill.redact import is_secret, redact
+from ray_distill.redact import HIDDEN, is_secret, lasting, redact, redacted, secrets_in
 from ray_distill.runtime.core import console
 from ray_distill.tracking.records import clean_tags, flatten
 
@@ -74,6 +74,14 @@ def test_settings_with_a_secrets_name_are_hidden_whatever_their_value() -> None:
     values = {"teacher": {"arguments": {"api_key": CANARY, "url": f"https://u:{CANARY}@x"}}, "k": 3}
     assert flatten(values) == {"teacher.arguments.api_key": "…", "teacher.arguments.url": "https://u:…@x", "k": "3"}
     assert clean_tags({"source": f"https://x?sig={CANARY}"}) == {"source": "https://x?sig=…"}
+
+
+def test_the_items_of_a_list_have_the_name_of_the_list() -> None:
+    """As the values of a sweep's grid have."""
+    grid = {"labels.teacher.arguments.api_key": ["first-secret-1", "second-secret"], "seed": [1, 2]}
+    assert redacted(grid) == {"labels.teacher.arguments.api_key": [HIDDEN, HIDDEN], "seed": [1, 2]}
+    assert secrets_in(grid) == {"first-secret-1", "second-secret"}
+    assert lasting({"api_key": ["old-secret-1"]}) == lasting({"api_key": ["new-secret-2"]})
 
 
 def test_events_have_no_secret(capsys: pytest.CaptureFixture[str]) -> None:

@@ -126,9 +126,9 @@ def _explain(path: Sequence[str], items: Sequence[Any], elsewhere: Mapping[str, 
         return f"unknown field{_meant(path, elsewhere)}"
     if found is None:
         return "is empty: give it a value, or leave it out for its default"
-    if kinds & {"model_type", "dict_type"}:
+    if "finite_number" not in kinds and kinds & {"model_type", "dict_type"}:  # a number, though not this one
         return f"should be a section, with its settings below it; found {_shown(path, found)}"
-    messages = list(dict.fromkeys(_message(item) for item in items))
+    messages = list(dict.fromkeys(_message(item) for item in items if item["type"] != "model_type"))
     near = did_you_mean(str(found), _expected(items)) if isinstance(found, str) else ""
     return f"{' or '.join(messages)}{near or ''}; found {_shown(path, found)}"
 

@@ -94,7 +94,7 @@ def _number(place: Place) -> str | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, int) and not -_INT64 <= value < _INT64:
-        return f"should be a whole number of at most 64 bits; found one of {value.bit_length()} bits"
+        return f"should be a whole number of less than 2^63, of either sign; found one of {value.bit_length()} bits"
     if isinstance(value, float) and not math.isfinite(value):
         return f"should be a finite number; found {value}" if free else None
     if isinstance(value, float) and value and not _FLOAT32[0] <= abs(value) <= _FLOAT32[1] and not _for_function(place):

@@ -109,5 +109,5 @@ def _register_again(session: Session, name: str, student: StudentRef) -> str:
             metrics={},
         )
     if uri is None:
-        raise PromotionError("the tracking server is unreachable")
+        raise PromotionError("MLflow has not recorded the student's model yet; a warning above names the reason")
     return session.registry.register(uri, name=name, tags=tags_of(student, verdict="PROMOTE"))

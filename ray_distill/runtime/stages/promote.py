@@ -129,7 +129,7 @@ def _register(session: Session, stage: Stage, report: EvalReport, decision: Deci
     try:
         model_uri = evaluate.log_student(session, report)
         if model_uri is None:
-            raise PromotionError("the tracking server is unreachable")
+            raise PromotionError("MLflow has not recorded the student's model yet; a warning above names the reason")
         more = {"report": report.url, "verdict": str(decision.verdict)}
         version = session.registry.register(model_uri, name=name, tags=tags_of(report.student, **more))
         stage.run.tags({"registered_model": f"{name} version {version}"})

@@ -6,12 +6,15 @@ A SQLite database is created under a lock.
 import fcntl
 import logging
 import os
+import sqlite3
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
+
+from ray_distill.tracking.sqlite_uri import sqlite_file, sqlite_uri
 
 #: With its default settings, MLflow reports an unavailable server only after about four minutes, waits as long as a
 #: server demands in ``Retry-After``, and prints every run.
@@ -99,16 +102,11 @@ def new_client(uri: str, registry_uri: str | None = None) -> Any:
             path.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_locked(path))
             _create(path)
+            _check(path)
         client = import_mlflow().MlflowClient(tracking_uri=uri, registry_uri=registry)
         if sqlite_file(registry) is not None:
             client.search_registered_models(max_results=1)  # the registry's store opens its tables with the first call
         return client
-
-
-def sqlite_file(uri: str) -> Path | None:
-    """Return the file of a SQLite URI; None for any other store."""
-    name = uri.removeprefix("sqlite:///").partition("?")[0]
-    return Path(name) if uri.startswith("sqlite:///") and name not in ("", ":memory:") else None
 
 
 @contextmanager
@@ -129,6 +127,12 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+def _check(path: Path) -> None:
+    """Open a database once: MLflow tries for minutes to open a folder, or a file that may not be read."""
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", timeout=30, uri=True)) as database:
+        database.execute("PRAGMA schema_version").fetchone()
+
+
 def _create(path: Path) -> None:
     """Create a database beside its place, so that a killed process leaves no half of one.
 
@@ -142,7 +146,7 @@ def _create(path: Path) -> None:
     for left in path.parent.glob(f"{path.name}.new-*"):  # of a process that was killed: this one has the lock
         left.unlink(missing_ok=True)
     scratch = path.with_name(f"{path.name}.new-{uuid.uuid4().hex}")
-    SqlAlchemyStore(f"sqlite:///{scratch}", "./mlruns").engine.dispose()
+    SqlAlchemyStore(sqlite_uri(scratch), "./mlruns").engine.dispose()
     try:
         path.hardlink_to(scratch)
     except FileExistsError:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_distill.tracking.delivery.connect import sqlite_file
+from ray_distill.tracking.sqlite_uri import sqlite_file
 
 #: The part of a command's own time that tracking may cost besides `Patience.work`: a server that is slow, not silent.
 SHARE = 0.05

@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.labs.hostile import advice, artifacts, chain, litter, moved, streams
+from tests.labs.hostile import advice, artifacts, chain, litter, machines, moved, settings, streams, tracking
 from tests.labs.hostile.ground import Ground, prepare
 from tests.labs.hostile.tries import POINTS, Outcome, Try, carry_out
 
+_MODULES = (artifacts, advice, chain, tracking, settings, streams, moved, litter, machines)
 #: Every try.
-TRIES: tuple[Try, ...] = (*artifacts.TRIES, *chain.TRIES, *moved.TRIES, *advice.TRIES, *litter.TRIES, *streams.TRIES)
+TRIES: tuple[Try, ...] = tuple(one for module in _MODULES for one in module.TRIES)
 
 
 def some(third: int | None) -> tuple[Try, ...]:
@@ -45,11 +46,15 @@ def main() -> int:
         outcomes = []
         for outcome in carry_out_all(tries, ground, folder):
             outcomes.append(outcome)
-            sign = "ok   " if outcome.right else "WRONG"
-            sys.stdout.write(f"{sign} {outcome.attempt.point}: {outcome.attempt.name} -> {outcome.happened}\n")
+            sys.stdout.write(_line(outcome))
             sys.stdout.flush()
     sys.stdout.write(table(outcomes))
     return 0 if all(outcome.right for outcome in outcomes) else 1
+
+
+def _line(outcome: Outcome) -> str:
+    sign, attempt = "ok   " if outcome.right else "WRONG", outcome.attempt
+    return f"{sign} {attempt.point}: {attempt.name} -> {outcome.happened} ({outcome.seconds:.0f} s)\n"
 
 
 def table(outcomes: Sequence[Outcome]) -> str:

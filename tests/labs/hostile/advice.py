@@ -18,7 +18,7 @@ from ray_distill.storage.sealed import SEAL, sealed
 from tests.labs.hostile.artifacts import teacher_swapped
 from tests.labs.hostile.damage import Damage, cut, damaged, empty, flip, remove, student_swapped
 from tests.labs.hostile.ground import Ran, Site, run
-from tests.labs.hostile.tries import Try
+from tests.labs.hostile.tries import DECIDED, Try
 
 RUN, EVALUATE, PROMOTE = ("run", "{config}"), ("evaluate", "{config}"), ("promote", "{config}")
 LABEL, TRAIN, SNAPSHOT = ("label", "{config}"), ("train", "{config}"), ("snapshot", "{config}")
@@ -312,7 +312,7 @@ def _deletes() -> Sequence[Try]:
             command=PROMOTE,
             says=r"costs/.*\.json.*delete it, and the cost of that attempt is not counted",
             stage="evaluate",
-            changes=True,  # the decision is recorded before the page, which states the costs
+            may_change=DECIDED,  # the decision is recorded before the page, which states the costs
             then=(deleted("state/costs/*.json"), PROMOTE),
             then_says="PROMOTE",
             then_check=champion_is(1),
@@ -324,7 +324,7 @@ def _deletes() -> Sequence[Try]:
             command=PROMOTE,
             says=r"plan\.json.*delete it, and the forecast is not compared with what followed",
             stage="evaluate",
-            changes=True,  # as above
+            may_change=DECIDED,  # as above
             then=(deleted("state/plan.json"), PROMOTE),
             then_says="PROMOTE",
             then_check=champion_is(1),

@@ -165,6 +165,7 @@ TRIES = (
             command=("run", "{config}"),
             status=status,
             says="already decided|PROMOTE" if status == 0 else rf"{stage}\.json.*(delete|restore)",
+            may_change=r"state/snapshot\.json",  # the source was copied, so `run` reads it again
         )
         for stage in ("evaluate", "promote")
         for how, damage, status in (

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
@@ -150,6 +151,7 @@ def run(
     environment: Mapping[str, str] | None = None,
     *,
     ray: bool = False,
+    user: int | None = None,
     seconds: float = 240.0,
 ) -> Ran:
     """Run ``ray-distill`` with these arguments in a folder, in a fresh process forked from one with warm imports.
@@ -159,15 +161,16 @@ def run(
         folder: where it is run.
         environment: variables to set; an empty value removes the variable.
         ray: start Ray, as the command does; without it the command has what needs none, and evaluates by itself.
+        user: number of the user who runs it; None for this one.
         seconds: most that it may take; then it is killed, and the status is None's: an AssertionError.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    out, err, used = (folder.parent / f"{folder.name}.{name}" for name in ("stdout", "stderr", "memory"))
+    out, err, used = (folder.parent / f"{uuid.uuid4().hex}.{name}" for name in ("stdout", "stderr", "memory"))
     started = time.monotonic()
     process = context.Process(
         target=_command,
-        args=(list(arguments), str(folder), dict(environment or {}), ray, (str(out), str(err), str(used))),
+        args=(list(arguments), str(folder), dict(environment or {}), ray, user, (str(out), str(err), str(used))),
     )
     process.start()
     process.join(seconds)
@@ -184,7 +187,12 @@ def run(
 
 
 def _command(
-    arguments: list[str], folder: str, environment: dict[str, str], ray: bool, places: tuple[str, str, str]
+    arguments: list[str],
+    folder: str,
+    environment: dict[str, str],
+    ray: bool,
+    user: int | None,
+    places: tuple[str, str, str],
 ) -> None:
     """Run the command in this process, with its streams and its memory in files; end with its exit status."""
     import tempfile
@@ -206,6 +214,12 @@ def _command(
         else:
             os.environ.pop(name, None)
     tempfile.tempdir = None
+    if user is not None:
+        Path(used).touch()
+        os.chown(used, user, -1)
+        os.setgroups([])
+        os.setgid(user)
+        os.setuid(user)
     os.chdir(folder)
     if not ray:  # it takes ten seconds, and the models of this campaign are judged in one
         connection.connected = lambda address=None: nullcontext()

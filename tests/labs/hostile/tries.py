@@ -4,14 +4,22 @@ A try that must be refused also must change nothing: the bytes of the campaign's
 but for the tracking records and the costs of attempts.
 """
 
+import os
+import pwd
 import re
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tests.labs.hostile.ground import Ground, Ran, Site, run
 
 #: Files below the output that any command may change: records, costs of attempts, and locks, which have no content.
 FREE = re.compile(r"(mlflow\.db.*|mlartifacts/.*|spool/.*|state/costs/.*|state/parent-.*|state/unfinished/.*|.*\.lock)")
+#: Files that a promotion writes before its record is refused.
+DECIDED = r"promotion/.*|evaluations/.*/report\.html|state/promote\.json"
 #: Seconds that a command may take before it counts as stuck.
 PATIENCE = 240.0
 
@@ -34,12 +42,18 @@ class Try:
     """Regular expression that must be found in stdout or stderr."""
     check: Callable[[Site, Ran], None] = lambda site, ran: None
     """Asserts anything more."""
-    changes: bool = False
-    """True where a refused command may change files, for a reason that the try names."""
+    may_change: str = ""
+    """Regular expression of further files that a refused command may change."""
     stage: str = "promote"
     """The last stage that the campaign has finished before."""
     environment: tuple[tuple[str, str], ...] = ()
-    """Variables set for the command; an empty value removes the variable."""
+    """Variables set for the command, ``{root}`` as in ``command``; an empty value removes the variable."""
+    place: str = ""
+    """Path of the copy below the folder of the try."""
+    as_nobody: bool = False
+    """True where the command runs as another user than root, who owns the copy."""
+    undo: Callable[[Site], None] = lambda site: None
+    """Puts back what ``do`` has changed outside of the copy."""
     then: tuple[Callable[[Site], None] | tuple[str, ...], ...] = ()
     """What the message advises, in order: what is done by hand, and commands, which must end with status 0."""
     then_says: str = ""
@@ -48,6 +62,10 @@ class Try:
     """Asserts anything more, behind the last of those commands."""
     ray: bool = False
     """Start Ray for the commands, as they do: ten seconds each."""
+
+
+class NotPossible(Exception):
+    """This machine does not allow what the try does."""
 
 
 #: What each point promises.
@@ -78,33 +96,71 @@ class Outcome:
 
 def carry_out(attempt: Try, ground: Ground, folder: str) -> Outcome:
     """Disturb a fresh copy of the campaign, run the command, and compare what happened with what is right."""
-    site = ground.copy(folder, stage=attempt.stage)
     try:
-        attempt.do(site)
-        before = site.files()
-        ran = _ran(attempt, attempt.command, site)
-        _judge(attempt, site, ran, before)
-        _follow(attempt, site)
+        with _folder(attempt, folder) as place:
+            site = ground.copy(place, stage=attempt.stage)
+            try:
+                ran = _disturb_and_run(attempt, site)
+            finally:
+                attempt.undo(site)
+                site.remove()
     except AssertionError as error:
         return Outcome(attempt=attempt, happened=f"WRONG: {error}", right=False, seconds=0.0)
-    finally:
-        site.remove()
+    except NotPossible as error:
+        return Outcome(attempt=attempt, happened=f"not possible here: {error}", right=True, seconds=0.0)
     return Outcome(attempt=attempt, happened=last_line(ran), right=True, seconds=ran.seconds)
 
 
-def _ran(attempt: Try, command: Sequence[str], site: Site) -> Ran:
-    environment = dict(attempt.environment)
-    return run(_filled(command, site), site.root, environment, ray=attempt.ray, seconds=PATIENCE)
+@contextmanager
+def _folder(attempt: Try, folder: str) -> Iterator[str]:
+    """Yield the path of the copy; another user can reach it where the try has one."""
+    with ExitStack() as stack:
+        if attempt.as_nobody:
+            folder = stack.enter_context(TemporaryDirectory(prefix="ray-distill-hostile-", ignore_cleanup_errors=True))
+            Path(folder).chmod(0o755)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield str(Path(folder) / (attempt.place or "site"))
 
 
-def _follow(attempt: Try, site: Site) -> None:
+def _disturb_and_run(attempt: Try, site: Site) -> Ran:
+    user = _give_to_nobody(site) if attempt.as_nobody else None
+    attempt.do(site)
+    before = site.files()
+    ran = _ran(attempt, attempt.command, site, user=user)
+    _judge(attempt, site, ran, before)
+    _follow(attempt, site, user=user)
+    return ran
+
+
+def _give_to_nobody(site: Site) -> int:
+    """Let the user nobody own the copy; return the user's number."""
+    if os.getuid() != 0:
+        raise NotPossible("only root can run a command as another user")
+    closed = [path for path in Path(os.__file__).parents if not path.stat().st_mode & 0o001]
+    if closed:
+        raise NotPossible(f"another user has no access to this Python, below {closed[0]}")
+    user = pwd.getpwnam("nobody").pw_uid
+    for path in (site.root, *site.root.rglob("*")):
+        os.chown(path, user, -1, follow_symlinks=False)
+    return user
+
+
+def _ran(attempt: Try, command: Sequence[str], site: Site, *, user: int | None) -> Ran:
+    names, values = [name for name, _ in attempt.environment], [value for _, value in attempt.environment]
+    environment = dict(zip(names, _filled(values, site), strict=True))
+    return run(_filled(command, site), site.root, environment, ray=attempt.ray, user=user, seconds=PATIENCE)
+
+
+def _follow(attempt: Try, site: Site, *, user: int | None) -> None:
     """Do what the message advises; assert that its commands succeed."""
     last = None
     for step in attempt.then:
         if callable(step):
             step(site)
             continue
-        last = _ran(attempt, step, site)
+        last = _ran(attempt, step, site, user=user)
         text = last.stdout + last.stderr
         assert last.status == 0, f"advised, but it ended with {last.status}: {' '.join(step)}: {text[-1500:]}"
     if last is not None:
@@ -131,12 +187,17 @@ def _judge(attempt: Try, site: Site, ran: Ran, before: dict[str, str]) -> None:
     text = ran.stdout + ran.stderr
     assert ran.status == attempt.status, f"exit status {ran.status}, expected {attempt.status}: {text[-1500:]}"
     assert "Traceback (most recent call last)" not in text, f"a traceback: {text[-1500:]}"
+    assert "that it does not expect" not in text, f"the last resort: {text[-1500:]}"
     assert re.search(attempt.says, text), f"/{attempt.says}/ is not in: {text[-1500:]}"
-    if attempt.status and not attempt.changes:
+    if attempt.status:
         after = site.files()
-        changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-        assert not {name for name in changed if not FREE.fullmatch(name)}, f"it changed {sorted(changed)[:5]}"
+        changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+        assert not (wrong := [name for name in changed if not _free(name, attempt)]), f"it changed {wrong[:5]}"
     attempt.check(site, ran)
+
+
+def _free(name: str, attempt: Try) -> bool:
+    return bool(FREE.fullmatch(name) or re.fullmatch(attempt.may_change, name))
 
 
 def last_line(ran: Ran) -> str:

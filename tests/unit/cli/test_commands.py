@@ -1,6 +1,8 @@
 """The command line without a cluster: what is refused, what is only said, and what is not even imported."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -175,6 +177,21 @@ def test_an_error_that_nobody_expected_is_one_report_and_a_file(
     assert str(kept) in told and 'raise ZeroDivisionError("by' in kept.read_text()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
     assert "could not be written" in _fails(capsys, "run", config, "--dry-run")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.ENAMETOOLONG])
+def test_a_file_that_the_machine_refuses_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Whichever library meets it: the file and the cause, and no report of a fault of this package."""
+
+    def fail(config: object) -> None:
+        raise OSError(number, os.strerror(number), "/data/x")
+
+    monkeypatch.setattr("ray_distill.runtime.dry_run.plan", fail)
+    told = _fails(capsys, "run", _write(tmp_path), "--dry-run")
+    assert told.startswith("error: /data/x: cannot use it") and len(told.splitlines()) == 1
+    assert not list(tmp_path.glob("ray-distill-traceback-*"))
 
 
 def test_a_reader_that_stops_reading_is_no_error(tmp_path: Path) -> None:

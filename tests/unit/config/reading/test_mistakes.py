@@ -57,7 +57,14 @@ def _wrong(tmp_path: Path, text: str, *overrides: str) -> list[str]:
         ("cost: {core_hour: '1'}", "cost.core_hour: is a text: write a number without quotes; found '1' [line 7]"),
         ("tracking: {enabled: 'yes'}", "tracking.enabled: is a text: write true or false without quotes; found 'yes'"),
         ("tracking: {enabled: 1}", "tracking.enabled: should be true or false; found 1 [line 7]"),
-        ("seed: 9223372036854775808", "seed: should be a whole number of at most 64 bits; found one of 64 bits"),
+        (
+            "seed: 9223372036854775808",
+            "seed: should be a whole number of less than 2^63, of either sign; found one of 64 bits",
+        ),
+        (
+            "student: {losses: {soft: {weight: -.inf}}}",
+            "student.losses.soft.weight: input should be a finite number; found -inf",
+        ),
         ("sequences: {temperature: 1e-300}", "sequences.temperature: is 1e-300, beyond the numbers of 32 bits"),
         ("output: memory://x", "output: memory:// is empty in every new process"),
         ("output: 'ftp://u:p@h/x'", "output: has a password, a key or a signature in it"),

@@ -104,7 +104,12 @@ def lasting(value: Any) -> Any:
 
 
 def secrets_in(value: Any, name: str = "") -> set[str]:
-    """Return the values of the secrets in plain values; ``name`` is that of the value, and of the items of a list."""
+    """Return the values of the secrets in plain values.
+
+    Args:
+        value: plain values.
+        name: that of the value; the items of a list have the list's.
+    """
     if isinstance(value, Mapping):
         return set().union(*(secrets_in(item, str(key)) for key, item in value.items()))
     if isinstance(value, list | tuple):
@@ -145,7 +150,7 @@ def _forms(secret: str) -> set[str]:
 
 
 def _changed(value: Any, text: Callable[[str], str], hides: Callable[[str], bool], name: str = "") -> Any:
-    """Return plain values with changed texts; ``name`` is that of the value, and of the items of a list."""
+    """Return plain values with changed texts; the items of a list have the list's name."""
     if isinstance(value, Mapping):
         return {key: _changed(item, text, hides, str(key)) for key, item in value.items()}
     if isinstance(value, list | tuple):

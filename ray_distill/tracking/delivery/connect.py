@@ -128,7 +128,10 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _check(path: Path) -> None:
-    """Open a database once: MLflow tries for minutes to open a folder, or a file that may not be read."""
+    """Open a database once.
+
+    MLflow tries for minutes to open a folder, or a file that may not be read.
+    """
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", timeout=30, uri=True)) as database:
         database.execute("PRAGMA schema_version").fetchone()
 

@@ -116,7 +116,9 @@ def test_a_registry_that_is_down_is_repaired_by_the_same_command(
     monkeypatch.setattr(promote, "decide", lambda report, *parts: held)
     monkeypatch.setattr(evaluate, "log_student", lambda session, report: None)
     assert promote.promote(_session(tmp_path / "held"), REPORT) == held
-    assert "HOLD is in the chain, but the registry could not record it: the tracking" in capsys.readouterr().err
+    assert (
+        "HOLD is in the chain, but the registry could not record it: MLflow has not recorded" in capsys.readouterr().err
+    )
 
 
 def test_another_alias_or_name_is_followed_though_the_decision_stands(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def alias_deleted(site: Site) -> None:
 
 def best_trial_run(site: Site) -> None:
     """Run the campaign of the best trial."""
-    ran = run(["run", str(site.one("sweeps/*/best.yaml"))], site.root, ray=True)
+    ran = run(["run", str(site.one("**/best.yaml"))], site.root, ray=True)
     assert ran.status == 0, ran.stderr[-1500:]
     assert re.search("PROMOTE|HOLD|REJECT", ran.stdout), ran.stdout
 
@@ -544,7 +544,7 @@ def _again() -> Sequence[Try]:
             status=0,
             says=r"next +ray-distill run \S+/best\.yaml",
             then=(best_trial_run, RUN),
-            then_says="already decided",
+            then_says="PROMOTE|HOLD|REJECT",
             ray=True,
         ),
         Try(

@@ -28,7 +28,7 @@ from ray_distill.runtime.stages import train as train_stage
 from ray_distill.runtime.stages.follow_chain import AliasReport, follow_chain
 from ray_distill.runtime.stages.preflight import names_student, preflight
 from ray_distill.runtime.stages.relabel import RelabelReport, relabel_source
-from ray_distill.runtime.stages.snapshot import freeze
+from ray_distill.runtime.stages.snapshot import freeze, freeze_ceiling
 from ray_distill.runtime.sweep import run_sweep
 from ray_distill.runtime.sweep.check_trial_models import check_trial_models
 from ray_distill.runtime.sweep.resolve_trials import checked_trials
@@ -223,6 +223,7 @@ def _snapshot(session: Session) -> SnapshotRef:
         ref = freeze(config)
         opened = open_snapshot(ref)
         stage.meter.wrote(sum(shard.bytes for shard in opened.shards))
+        freeze_ceiling(config, opened.classes)  # `train` reads it: what is wrong with it is reported before labelling
         console.report(opened.summary(), snapshot=ref.url)
         console.report(what_test_rows_establish(config, opened))
         label_stage.record_snapshot(stage.run, opened, "snapshot")

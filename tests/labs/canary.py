@@ -3,6 +3,7 @@
 import base64
 import gzip
 import http.server
+import json
 import threading
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -87,6 +88,38 @@ def put_secrets(value: dict[str, Any], host: str) -> dict[str, Any]:
         else:
             section[last] = filled(name, text, host)
     return value
+
+
+def write_inputs(folder: Path) -> None:
+    """Write the sources of `campaign`: rows, and those that it excludes, tests with, and measures a ceiling with.
+
+    One row of each cannot be used: its file is named in quarantine.
+    """
+    folder.mkdir()
+    rows = [{"text": f"text {number}", "label": "ab"[number % 2]} for number in range(400)]
+    parts = {"rows": rows[:300], "left_out": rows[10:20], "test": rows[300:], "ceiling": rows[:200]}
+    for name, part in parts.items():
+        lines = [json.dumps(row) for row in part]
+        text = "\n".join([*lines, '{"text": " ", "label": "a"}'])
+        (folder / f"{name}.jsonl").write_text(f"{text}\n", encoding="utf-8")
+
+
+def campaign(output: Path, host: str) -> dict[str, Any]:
+    """Return a campaign with every secret; its sources are at a host."""
+    value: dict[str, Any] = {
+        "campaign": "canary",
+        "task": "text_classification",
+        "output": str(output),
+        "snapshot": {"columns": {"label": "label"}, "classes": ["a", "b"], "test": {}, "max_bad_fraction": 0.1},
+        "labels": {"teacher": {"model": "tests.labs.canary:teacher", "arguments": {"classes": ["a", "b"]}}},
+        "student": {
+            "model": {"from": "module", "model": "ray_distill.testing.models:tiny_text_model"},
+            "training": {"global_batch": 32, "micro_batch": 32, "engine": "torch"},
+        },
+        "tracking": {"uri": "none"},
+        "gate": {"beat": []},
+    }
+    return put_secrets(value, host)
 
 
 def variables() -> dict[str, str]:

@@ -51,6 +51,23 @@ def freeze(config: Campaign, sources: SnapshotConfig | None = None, *, empty_spl
     )
 
 
+def freeze_ceiling(config: Campaign, classes: tuple[str, ...]) -> SnapshotRef | None:
+    """Freeze the teacher's own labelled rows, like any other input; None if not configured.
+
+    Raises:
+        SnapshotError: as `freeze`; the message names the field.
+        StorageError, ModelError: as `freeze`.
+    """
+    source = config.student.ceiling
+    if source is None:
+        return None
+    own = config.snapshot.traffic_alone().model_copy(update={"source": source, "exclude": (), "classes": classes})
+    try:
+        return freeze(config, own)
+    except SnapshotError as error:
+        raise SnapshotError(f"student.ceiling: {error}") from error
+
+
 def known_classes(config: Campaign) -> ClassNames | None:
     """Return the teacher's classes; the model of a function is built for them on the cluster.
 

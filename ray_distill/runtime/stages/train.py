@@ -15,7 +15,7 @@ from ray_distill.promotion.chain import read_chain
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.session import Session, Stage
 from ray_distill.runtime.stages import label
-from ray_distill.runtime.stages.snapshot import freeze, open_for
+from ray_distill.runtime.stages.snapshot import freeze_ceiling, open_for
 from ray_distill.runtime.training.label_mixture import mixed_labels
 from ray_distill.runtime.training.launch import train_ranks
 from ray_distill.runtime.training.prometheus import TrainingGauges
@@ -187,7 +187,7 @@ def _job(session: Session, labels: LabelSetRef) -> TrainingJob:
         seed=config.seed,
         resume=True,
         arms=campaign_arms(config, labelled=labelled),
-        ceiling=_ceiling(session, opened.classes),
+        ceiling=freeze_ceiling(config, opened.classes),
         others=mixed_labels(config),
         teacher_rows_url=fitted_rows_url(head) if head else None,
     )
@@ -198,12 +198,3 @@ def _job(session: Session, labels: LabelSetRef) -> TrainingJob:
 
 def _plans(job: TrainingJob) -> dict[str, object]:
     return {name: arm_plan(job, arm_by_name(name)) for name in job.arms}
-
-
-def _ceiling(session: Session, classes: tuple[str, ...]) -> SnapshotRef | None:
-    """Freeze the teacher's own labelled rows, like any other input; None if not configured."""
-    source = session.config.student.ceiling
-    if source is None:
-        return None
-    alone = session.config.snapshot.traffic_alone()
-    return freeze(session.config, alone.model_copy(update={"source": source, "exclude": (), "classes": classes}))

@@ -60,14 +60,9 @@ def lab(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[tuple[Lab, str]]:
     folder, inputs = tmp_path / "left", tmp_path / "inputs"
-    for place in (folder, folder / "tmp", inputs):
+    for place in (folder, folder / "tmp"):
         place.mkdir()
-    rows = [{"text": f"text {number}", "label": "ab"[number % 2]} for number in range(400)]
-    parts = {"rows": rows[:300], "left_out": rows[10:20], "test": rows[300:], "ceiling": rows[:10]}
-    for name, part in parts.items():
-        lines = [json.dumps(row) for row in part]
-        # One row cannot be used: its file is named in quarantine.
-        (inputs / f"{name}.jsonl").write_text("\n".join([*lines, '{"text": " ", "label": "a"}']) + "\n")
+    canary.write_inputs(inputs)
     for name, value in canary.variables().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("TMPDIR", str(folder / "tmp"))
@@ -75,21 +70,8 @@ def lab(
     monkeypatch.setattr(connection, "connected", lambda address: nullcontext())
     with canary.served(inputs) as host:
         monkeypatch.setenv("no_proxy", "127.0.0.1")
-        value: dict[str, Any] = {
-            "campaign": "canary",
-            "task": "text_classification",
-            "output": str(folder / "out"),
-            "snapshot": {"columns": {"label": "label"}, "classes": ["a", "b"], "test": {}, "max_bad_fraction": 0.1},
-            "labels": {"teacher": {"model": "tests.labs.canary:teacher", "arguments": {"classes": ["a", "b"]}}},
-            "student": {
-                "model": {"from": "module", "model": "ray_distill.testing.models:tiny_text_model"},
-                "training": {"global_batch": 32, "micro_batch": 32, "engine": "torch"},
-            },
-            "tracking": {"uri": "none"},
-            "gate": {"beat": []},
-        }
         path = inputs / "campaign.yaml"
-        path.write_text(yaml.safe_dump(canary.put_secrets(value, host)))
+        path.write_text(yaml.safe_dump(canary.campaign(folder / "out", host)))
         yield Lab(folder, inputs, host, capsys), str(path)
 
 
@@ -126,8 +108,8 @@ def test_a_snapshot_and_its_state_have_no_secret_and_last(lab: tuple[Lab, str]) 
     """Manifest, quarantine and state; with new signatures and passwords of the same files nothing is done again."""
     here, config = lab
     assert here.run("snapshot", config) == 0
-    (taken,) = (here.folder / "out" / "snapshots").iterdir()
-    quarantined = pq.read_table(taken / "quarantine.parquet").to_pylist()
+    taken = (here.folder / "out" / "snapshots").iterdir()
+    quarantined = [row for one in taken for row in pq.read_table(one / "quarantine.parquet").to_pylist()]
     assert any(f"http://{here.host}/rows.jsonl" in str(row) for row in quarantined)
     assert here.leaks() == []
     rotated = here.inputs / "rotated.yaml"

@@ -11,7 +11,7 @@ from PIL import Image
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import SnapshotConfig, parse_config
 from ray_distill.errors import ConfigError, SnapshotError
-from ray_distill.runtime.stages.snapshot import freeze, open_for
+from ray_distill.runtime.stages.snapshot import freeze, freeze_ceiling, open_for
 from ray_distill.runtime.stages.train import refuse_large_batch
 from ray_distill.snapshots import take_snapshot
 from ray_distill.snapshots.manifest import Truth
@@ -65,6 +65,25 @@ def test_a_batch_that_no_step_can_fill_is_refused(tmp_path: Path, batch: int, re
         ConfigError, match=f"student.training.global_batch: {batch} examples are more than the 1.. train"
     ):
         refuse_large_batch(config, taken)
+
+
+def test_too_few_rows_of_the_teachers_own_are_refused_by_the_field_that_names_them(tmp_path: Path) -> None:
+    """The stage `snapshot` reads them, before the teacher labels anything."""
+    pq.write_table(pa.table({"text": ["a", "b"], "label": ["x", "y"]}), tmp_path / "own.parquet")
+    config = parse_config(
+        {
+            "campaign": "own",
+            "task": "text_classification",
+            "output": str(tmp_path / "out"),
+            "snapshot": {"source": "traffic.parquet", "columns": {"label": "label"}, "classes": ["x", "y"]},
+            "labels": {"teacher": {"model": "m:f"}},
+            "student": {"ceiling": str(tmp_path / "own.parquet")},
+        }
+    )
+    with pytest.raises(SnapshotError, match="^student.ceiling: no row fell into the split"):
+        freeze_ceiling(config, ("x", "y"))
+    without = config.student.model_copy(update={"ceiling": None})
+    assert freeze_ceiling(config.model_copy(update={"student": without}), ("x", "y")) is None
 
 
 def test_images_are_verified_by_their_modality(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ SLOW_FILES: Mapping[str, str] = {
     "tests/e2e/test_two_labellers.py": "labels with two commands at once, on a local store and on an object store",
     "tests/e2e/test_writing.py": "generates texts on a Ray, killed midway, and labels and trains from them",
     "tests/e2e/test_campaign_text.py": "runs the whole campaign that it looks at, and another file continues",
+    "tests/e2e/test_canary.py": "runs two whole commands, each with a Ray of its own",
     "tests/e2e/test_hostile.py": "runs more than a hundred commands, some against servers that never answer",
     "tests/e2e/test_interruption.py": "starts two commands, each with a Ray of its own, and interrupts them",
     "tests/e2e/test_vllm.py": "loads models in vLLM and in transformers, and writes with both",

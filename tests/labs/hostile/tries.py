@@ -104,10 +104,12 @@ def carry_out(attempt: Try, ground: Ground, folder: str) -> Outcome:
             finally:
                 attempt.undo(site)
                 site.remove()
-    except AssertionError as error:
-        return Outcome(attempt=attempt, happened=f"WRONG: {error}", right=False, seconds=0.0)
     except NotPossible as error:
         return Outcome(attempt=attempt, happened=f"not possible here: {error}", right=True, seconds=0.0)
+    except AssertionError as error:
+        return Outcome(attempt=attempt, happened=f"WRONG: {error}", right=False, seconds=0.0)
+    except Exception as error:  # noqa: BLE001 - a step of the try failed: the others go on
+        return Outcome(attempt=attempt, happened=f"WRONG: the try itself failed: {error!r}", right=False, seconds=0.0)
     return Outcome(attempt=attempt, happened=last_line(ran), right=True, seconds=ran.seconds)
 
 

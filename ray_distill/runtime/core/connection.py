@@ -2,10 +2,12 @@
 
 import logging
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -13,6 +15,7 @@ from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError
 
 from ray_distill.errors import ClusterError, DistillError
+from ray_distill.redact import hide
 from ray_distill.runtime.core import console, task_progress
 from ray_distill.runtime.core.task_progress import Followed
 
@@ -73,6 +76,7 @@ def _start(address: str | None) -> None:
                 console.report(
                     f"RAY_ADDRESS={other} is not used: without --address this command starts a Ray of its own"
                 )
+            _have_a_token()
             # One core still needs two slots: the teacher's actor, and the tasks that read and write beside it.
             cores = max(2, os.cpu_count() or 2)
             # "local": without it, Ray would join any cluster that already runs on this machine.
@@ -87,6 +91,21 @@ def _start(address: str | None) -> None:
     except Exception as error:  # a refused token raises a RayError; a node that starts too slowly a bare Exception
         where = "an embedded Ray cannot start" if address is None else f"no Ray cluster answers at {address}"
         raise ClusterError(f"{where}: {error}; run `ray-distill doctor` to find the reason") from error
+
+
+def _have_a_token() -> None:
+    """Set a token for an embedded Ray where the home, in which Ray would store one, cannot be written."""
+    if any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")):
+        return
+    try:
+        folder = Path.home() / ".ray"
+        folder.mkdir(parents=True, exist_ok=True)
+        usable = os.access(folder / "auth_token", os.R_OK) or os.access(folder, os.W_OK)
+    except (OSError, RuntimeError):  # a user without a home
+        usable = False
+    if not usable:
+        os.environ["RAY_AUTH_TOKEN"] = token = secrets.token_hex(32)
+        hide({token})
 
 
 def _patiently(start: Callable[[], Any]) -> None:

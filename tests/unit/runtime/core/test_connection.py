@@ -1,11 +1,14 @@
 """What a cluster can hold, and what happens when it cannot: Ray itself is replaced, nothing is started."""
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ray_distill.errors import ClusterError
+from ray_distill.redact import hiding, redact
 from ray_distill.runtime.core import connection
 
 SMALL = {"CPU": 4.0, "memory": 1e9}
@@ -127,3 +130,27 @@ def test_an_embedded_ray_says_that_it_is_not_the_one_of_the_environment(
     connection._start("auto")
     assert [options["address"] for options in started] == ["local", "auto"]
     assert capsys.readouterr().err.count("RAY_ADDRESS=http://head:8265 is not used: without --address") == 1
+
+
+@pytest.mark.parametrize(
+    ("home", "variables", "has_one"),
+    [
+        ("file/below", {}, True),
+        ("empty", {}, False),
+        ("file/below", {"RAY_AUTH_MODE": "disabled"}, False),
+        ("file/below", {"RAY_AUTH_TOKEN_PATH": "/token"}, False),
+    ],
+)
+def test_an_embedded_ray_has_a_token_where_the_home_cannot_keep_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str, variables: dict[str, str], has_one: bool
+) -> None:
+    """As for a user without a home, or with a read-only one; what the user sets is left as it is."""
+    (tmp_path / "file").touch()
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.setenv(name, variables.get(name, ""))
+    monkeypatch.setenv("HOME", str(tmp_path / home))
+    with hiding():
+        connection._have_a_token()
+        token = os.environ["RAY_AUTH_TOKEN"]
+        assert bool(token) is has_one
+        assert not token or redact(f"the token {token}") == "the token …"

@@ -94,7 +94,7 @@ def _start(address: str | None) -> None:
 
 
 def _have_a_token() -> None:
-    """Set a token for an embedded Ray where the home, in which Ray would store one, cannot be written."""
+    """Set a token for an embedded Ray where the home, which Ray would use, is read-only."""
     if any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")):
         return
     try:

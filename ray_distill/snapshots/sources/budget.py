@@ -1,7 +1,7 @@
 """Bound the memory that a source may take.
 
 A small file may decode to a thousand times its size. All files of a source share one `Budget`, and whatever is read of
-them counts before it is decoded or unpacked.
+them counts before it is decoded or unpacked. Once a file is read, only what is kept of it counts.
 """
 
 import io
@@ -39,6 +39,15 @@ class Budget:
     def is_dense(self, unpacked: int, packed: int) -> bool:
         """Return whether a part of a file unpacks to more than a whole source of its size may."""
         return unpacked > max(FLOOR, 16 * self.largest) and unpacked > RATIO * packed
+
+    def keep(self, before: int, size: int) -> None:
+        """Count only what is kept of a file that was read: much of it may be columns that are not.
+
+        Args:
+            before: what was spent before the file.
+            size: bytes of its rows.
+        """
+        self.spent = min(self.spent, before + size)
 
     def spend(self, size: int, where: str) -> None:
         """Count bytes that are about to be decoded.

@@ -15,14 +15,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_distill.snapshots.rows import Mask, Reason, Why, reasons
-from ray_distill.snapshots.sources.budget import FLOOR, ROW_BYTES, Budget
+from ray_distill.snapshots.sources.budget import ROW_BYTES, Budget
 from ray_distill.snapshots.sources.cell_sizes import is_bytes, without_huge
 
 #: Bytes of a value in a list beside its content: levels, offsets, and what is decoded of them.
 _VALUE_BYTES = 16
-#: Rows of a column with prefix coding that are decoded at once, at most.
-_BATCH_ROWS = 1 << 16
-
+#: Rows, and bytes that they could take, of a row group that is decoded in batches, at most. A text with prefix coding
+#: could be as long as its whole column, so batches of large row groups are few rows.
+_BATCH_ROWS, _BATCH_BYTES = 1 << 16, 1 << 30
+#: Batches and their bytes that become one table: a table for each would take more memory than its rows.
+_JOINED_BATCHES, _JOINED_BYTES = 1024, 16 << 20
 #: Bytes of a column in a row group that are read with their dictionary kept; Arrow can keep 2 GiB.
 _KEPT_BYTES = 1 << 30
 #: Bytes that Arrow may reserve at once for texts of a dictionary.
@@ -101,7 +103,8 @@ def _read_group(reading: _Reading, at: int, schema: pa.Schema) -> Group:
     repeated = [chunk.total_uncompressed_size for _, chunk in reading.chunks(at) if _is_repeated(chunk)]
     if prefixed or max(repeated, default=0) > _KEPT_BYTES:
         longest = max([1, *prefixed, _longest_repeated(reading, at)])
-        return _read_batches(reading, at, rows=max(1, min(_BATCH_ROWS, FLOOR // longest)))
+        most = min(_BATCH_BYTES, reading.budget.most - reading.budget.spent)
+        return _read_batches(reading, at, rows=max(1, min(_BATCH_ROWS, most // longest)))
     table = reading.kept.read_row_group(at, columns=reading.names)
     nested = [field.name for field in table.schema if pa.types.is_nested(field.type)]
     if nested:  # Arrow has no cast for dictionaries within lists, so these are measured, then read again.
@@ -188,13 +191,24 @@ def _dictionaries(column: pa.Array) -> Iterator[pa.Array]:
 
 
 def _read_batches(reading: _Reading, at: int, *, rows: int) -> Group:
-    batches = reading.plain.iter_batches(batch_size=rows, row_groups=[at], columns=reading.names)
-    found = []
-    for batch in batches:
-        table = pa.Table.from_batches([batch])
-        reading.budget.spend(sum(map(_text_bytes, table.columns)), reading.where)
-        found.append(_decode(table, reading))
+    found = [_decode(table, reading) for table in _joined(reading, at, rows)]
     return pa.concat_tables([table for table, _ in found]), np.concatenate([why for _, why in found])
+
+
+def _joined(reading: _Reading, at: int, rows: int) -> Iterator[pa.Table]:
+    """Decode a row group in batches of ``rows``, whose texts count; yield tables of many."""
+    batches: list[pa.RecordBatch] = []
+    size = 0
+    for batch in reading.plain.iter_batches(batch_size=rows, row_groups=[at], columns=reading.names):
+        texts = sum(map(_text_bytes, batch.columns))
+        reading.budget.spend(texts, reading.where)
+        batches.append(batch)
+        size += texts
+        if size >= _JOINED_BYTES or len(batches) >= _JOINED_BATCHES:
+            yield pa.Table.from_batches(batches).combine_chunks()
+            batches, size = [], 0
+    if batches:
+        yield pa.Table.from_batches(batches).combine_chunks()
 
 
 def _decode(table: pa.Table, reading: _Reading) -> Group:

@@ -15,7 +15,7 @@ from ray_distill.snapshots.label_reading.truth import TRUTHS, TruthKind
 from ray_distill.snapshots.manifest import Truth
 from ray_distill.snapshots.pairs import pair_texts
 from ray_distill.snapshots.rows import Mask, Reason, Rows, Why, concat_rows, file_rows, reasons
-from ray_distill.snapshots.sources.budget import Budget, spend_rows
+from ray_distill.snapshots.sources.budget import ROW_BYTES, Budget, spend_rows
 from ray_distill.snapshots.sources.cell_sizes import without_huge
 from ray_distill.snapshots.sources.columns import BESIDE, InputColumn, columns_beside, require_columns
 from ray_distill.snapshots.sources.convert import to_bytes, to_text, to_time
@@ -57,11 +57,13 @@ def read_rows(
     for (kind, _), run in groupby(enumerate(files), key=lambda item: (item[1].format, protocol(item[1].url))):
         indexed = list(run)
         if kind == "images":
-            parts.append(_read_images(indexed, mapping, column, truth))
+            parts.append(_read_images(indexed, mapping, column, truth, budget=budget))
             continue
         for index, file in indexed:
+            before = budget.spent
             rows, found = _read_table(file, index, mapping, column, sets=truth == "classes", budget=budget)
             parts.append(_normalise(rows, mapping, column, TRUTHS[truth], where=file.name))
+            budget.keep(before, parts[-1].table.nbytes + ROW_BYTES * len(rows))
             json_lines |= file.format == "jsonl"
             keys |= found
     if json_lines and not (not keys and any((part.why == Reason.HUGE_CELL).any() for part in parts)):
@@ -86,11 +88,18 @@ def _refuse_no_objects(files: Sequence[SourceFile], keys: set[str], budget: Budg
 
 
 def _read_images(
-    indexed: list[tuple[int, SourceFile]], mapping: Mapping[str, str], column: InputColumn, truth: Truth
+    indexed: list[tuple[int, SourceFile]],
+    mapping: Mapping[str, str],
+    column: InputColumn,
+    truth: Truth,
+    *,
+    budget: Budget,
 ) -> Rows:
     first, file = indexed[0]
     if not column.binary:
         raise SnapshotError(f"{file.name} is an image, but this task reads {column.name}: check snapshot.source")
+    read = [item.size for _, item in indexed if item.size <= column.largest]
+    budget.spend(sum(read) + ROW_BYTES * len(indexed), file.name)
     rows = read_images([item for _, item in indexed], first, mapping, column)
     return _normalise(rows, mapping, column, TRUTHS[truth], where=file.name)
 

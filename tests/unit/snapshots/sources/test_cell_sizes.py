@@ -17,7 +17,7 @@ import pytest
 from ray_distill.config import parse_config
 from ray_distill.errors import SnapshotError
 from ray_distill.snapshots.rows import Reason, Rows
-from ray_distill.snapshots.sources import budget, json_document, parquet_source
+from ray_distill.snapshots.sources import budget, json_document, parquet_source, read
 from ray_distill.snapshots.sources.columns import InputColumn
 from ray_distill.snapshots.sources.read import read_rows
 from ray_distill.snapshots.sources.resolve import match_sources
@@ -37,6 +37,10 @@ def _read(path: Path, *, limit: int = LIMIT, name: str = "text") -> Rows:
 
 def _words(rows: Rows) -> list[str]:
     return [Reason(why).text for why in rows.why]
+
+
+def _fail(*_: object) -> None:
+    raise AssertionError("read")
 
 
 def _csv(path: Path, texts: list[str]) -> None:
@@ -187,7 +191,8 @@ def test_a_large_row_group_is_read_in_batches_that_its_dictionary_bounds(
 ) -> None:
     """Arrow keeps dictionaries of 2 GiB alone; a text that the first rows lack is in the dictionary, too."""
     monkeypatch.setattr(parquet_source, "_KEPT_BYTES", 0)
-    monkeypatch.setattr(parquet_source, "FLOOR", 1 << 16)
+    monkeypatch.setattr(parquet_source, "_BATCH_BYTES", 1 << 16)
+    monkeypatch.setattr(parquet_source, "_JOINED_BATCHES", 3)
     sizes: list[int] = []
     read = parquet_source._read_batches
     monkeypatch.setattr(
@@ -216,6 +221,53 @@ def test_all_files_of_a_source_share_its_bounds(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(budget, "_memory", lambda: 1 << 24)
     with pytest.raises(SnapshotError, match=r"5\.parquet: .* this machine has 0\.0 GiB of memory: take"):
         _read(tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_columns_that_are_not_read_count_while_their_file_is(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten files of wide rows need the memory of one of them, and of the texts of all."""
+    other, rows = "x" * 10_000, 100
+    lines = {
+        "jsonl": f'{{"text": "one", "other": "{other}"}}\n' * rows,
+        "csv": "text,other\n" + f"one,{other}\n" * rows,
+    }
+    for number in range(10):
+        (tmp_path / f"{number}.{ending}").write_text(lines[ending])
+    monkeypatch.setattr(budget, "_memory", lambda: 1_200_000)
+    assert len(_read(tmp_path, limit=20_000)) == 10 * rows
+    (tmp_path / f"5.{ending}").write_text(lines[ending] * 2)
+    with pytest.raises(SnapshotError, match=rf"5\.{ending}: .* this machine has 0\.0 GiB of memory: take"):
+        _read(tmp_path, limit=20_000)
+
+
+def test_folders_of_images_that_no_memory_keeps_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not read at all; files above the limit are not read, and do not count."""
+    (tmp_path / "cats").mkdir()
+    for number in range(4):
+        (tmp_path / "cats" / f"{number}.png").write_bytes(bytes(1000))
+    monkeypatch.setattr(budget, "_memory", lambda: 4000)
+    monkeypatch.setattr(read, "read_images", _fail)
+    with pytest.raises(SnapshotError, match=r"0\.png: .* this machine has 0\.0 GiB of memory: take"):
+        _read(tmp_path, name="image")
+    monkeypatch.undo()
+    monkeypatch.setattr(budget, "_memory", lambda: 4000)
+    assert set(_words(_read(tmp_path, name="image", limit=999))) == {"cell too large"}
+
+
+def test_texts_with_prefix_coding_are_few_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch has few rows, as any could be as long as the column; a table for each would take seconds and memory."""
+    monkeypatch.setattr(parquet_source, "_BATCH_BYTES", 1 << 18)
+    texts = [f"{number:064d}" for number in range(2000)]
+    _parquet(tmp_path / "a.parquet", texts, use_dictionary=False, column_encoding={"text": "DELTA_BYTE_ARRAY"})
+    decoded: list[int] = []
+    decode = parquet_source._decode
+    monkeypatch.setattr(
+        parquet_source, "_decode", lambda table, reading: [decoded.append(len(table)), decode(table, reading)][1]
+    )
+    assert _read(tmp_path / "a.parquet").table.column("text").to_pylist() == texts
+    assert decoded == [0, 2000]
 
 
 @pytest.mark.parametrize("document", ['[{"text": "a"}, %s]', '{"rows": [{"text": "a"}, %s]}'])

@@ -169,7 +169,7 @@ FOLLOWED: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("runtime/stages/train.py", "delete it, and the curves are recorded again"),
     ),
     _UNIT + "test_files_of_a_trial_that_are_deleted_are_made_again": (
-        ("runtime/sweep/trial_worker.py", "delete the trial's folder, and it is trained again"),
+        ("runtime/sweep/trial_worker.py", "delete it, and the trial is judged again"),
         ("runtime/sweep/trial_tracking.py", "delete it, and the trial gets a new run"),
     ),
     _UNIT + "test_a_link_to_nothing_is_removed_or_mended": (("storage/files.py", "remove or mend the link"),),

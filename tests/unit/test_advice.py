@@ -19,7 +19,7 @@ from ray_distill.errors import CorruptStore, DamagedFile, DistillError, Training
 from ray_distill.runtime.core.session import Session
 from ray_distill.runtime.stages.train import Curves
 from ray_distill.runtime.sweep.trial_tracking import TrialRuns
-from ray_distill.runtime.sweep.trial_worker import RUNGS, known_rungs
+from ray_distill.runtime.sweep.trial_worker import RUNGS, STOPPED, known_rungs
 from ray_distill.sequences.store import create_or_open
 from ray_distill.snapshots import open_snapshot, take_snapshot
 from ray_distill.storage import files
@@ -253,14 +253,15 @@ def test_recorded_steps_that_are_deleted_are_recorded_again(tmp_path: Path) -> N
 
 
 def test_files_of_a_trial_that_are_deleted_are_made_again(tmp_path: Path) -> None:
-    """The marker of a trial, with its folder, and the id of its run."""
+    """The markers of a trial, beside checkpoints that stay, and the id of its run."""
     trial, runs = tmp_path / "trials" / "key", tmp_path / "runs"
-    for path in (trial / RUNGS, runs / "key.json"):
-        path.parent.mkdir(parents=True)
+    for path in (trial / RUNGS, trial / STOPPED, runs / "key.json"):
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{")
-    with pytest.raises(DamagedFile, match="delete the trial's folder, and it is trained again"):
-        known_rungs(str(trial), "rule")
-    shutil.rmtree(trial)
+    for _ in (RUNGS, STOPPED):
+        with pytest.raises(DamagedFile, match="delete it, and the trial is judged again") as refused:
+            known_rungs(str(trial), "rule")
+        _deleted(refused.value)
     assert known_rungs(str(trial), "rule") == {}
     tracked = TrialRuns(_session(tmp_path), str(runs))
     with pytest.raises(DamagedFile, match="delete it, and the trial gets a new run") as refused:

@@ -140,7 +140,7 @@ def known_rungs(folder: str, rule: str | None) -> dict[float, float]:
 def read_marker(folder: str, name: str, kind: type[D]) -> D | None:
     """Return what a trial's folder has under a name; None if it has nothing."""
     url = files.join(folder, name)
-    way_out = "delete the trial's folder, and it is trained again"
+    way_out = "delete it, and the trial is judged again at its next validation, from its last checkpoint"
     return read_document(kind, url, way_out) if files.exists(url) else None
 
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from ray_distill.artifacts import Artifact, EvalReport, LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign
 from ray_distill.errors import ConfigError
-from ray_distill.runtime.core.session import absolute, read_result
+from ray_distill.runtime.core.session import absolute, last_result
 from ray_distill.storage import files
 from ray_distill.storage.portable import WITHIN, located
 
@@ -115,10 +115,11 @@ def _latest(config: Campaign, stage: str) -> Any:
         ConfigError: the stage has not been run.
     """
     output = absolute(config).output_url
-    url = files.join(output, "state", f"{stage}.json")
-    if not files.exists(url):
+    found = last_result(output, stage)
+    if found is None:
+        url = files.join(output, "state", f"{stage}.json")
         raise ConfigError(
             f"the campaign {config.campaign} has no result of `{stage}` yet ({url} is missing): run "
             f"`ray-distill {stage}` first, or pass the reference"
         )
-    return located(read_result(url, stage)["result"], output)
+    return found["result"]

@@ -69,11 +69,7 @@ class Session:
 
     def last(self, stage: str) -> dict[str, Any] | None:
         """Return ``{key, result}`` of the stage's latest finished run; None if there is none."""
-        url = self.url(self.state, f"{stage}.json")
-        if not files.exists(url):
-            return None
-        found = read_result(url, stage)
-        return {**found, "result": located(found["result"], self.config.output_url)}
+        return last_result(self.config.output_url, stage, state=self.state)
 
     def finish(self, stage: str, key: str, result: Any) -> None:
         """Store a stage's result under the key of its inputs, with `portable` references."""
@@ -119,17 +115,27 @@ class Session:
         return left["run_id"] if left.get("parent") == self.parent.run_id else None
 
 
-def read_result(url: str, stage: str) -> dict[str, Any]:
-    """Return ``{key, result}`` of a stage from the file that `Session.finish` wrote.
+def last_result(output: str, stage: str, *, state: str = "state") -> dict[str, Any] | None:
+    """Return ``{key, result}`` of a stage's latest finished run; None if there is none.
+
+    `Session.finish` writes it.
+
+    Args:
+        output: absolute URL of the campaign's output; references of the result that lie below it are made absolute.
+        stage: the stage's name.
+        state: as in `Session`.
 
     Raises:
-        ConfigError: it is of another stage, or not a result.
+        ConfigError: the file is of another stage, or not a result.
         StorageError: it was changed, or cannot be read.
     """
+    url = files.join(output, state, f"{stage}.json")
+    if not files.exists(url):
+        return None
     found = read_sealed(url, _RUN_AGAIN)
     if not {"key", "result"} <= set(found) or found.get("stage", stage) != stage:
         raise ConfigError(f"{url} is not the result of a stage `{stage}`: {_RUN_AGAIN}")
-    return {"key": found["key"], "result": found["result"]}
+    return {"key": found["key"], "result": located(found["result"], output)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from ray_distill.runtime import campaign
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.at_work import SCRATCH, working
 from ray_distill.runtime.core.class_names import with_teacher_names
-from ray_distill.runtime.core.session import absolute, read_result
+from ray_distill.runtime.core.session import absolute, last_result
 from ray_distill.runtime.forecast.campaign_forecast import Labelled, forecast_campaign
 from ray_distill.runtime.forecast.labelled_test_rows import what_test_rows_establish
 from ray_distill.runtime.forecast.plan_report import PlanReport
@@ -41,7 +41,6 @@ from ray_distill.runtime.stages.snapshot import freeze, open_for
 from ray_distill.snapshots.labelled_rows import labelled_rows
 from ray_distill.snapshots.reader import Snapshot
 from ray_distill.storage import files
-from ray_distill.storage.portable import located
 from ray_distill.students.data.answer_format import learn_facet
 from ray_distill.students.objective.loss_settings import temperatures_of
 from ray_distill.students.objective.validate_losses import MIN_RETAINED_MASS, too_little_mass
@@ -81,10 +80,9 @@ def _frozen(config: Campaign) -> SnapshotRef:
 
     A new snapshot is not stored as the stage's result: `snapshot` finds it in place and records it.
     """
-    url = files.join(config.output_url, "state", "snapshot.json")
-    known = read_result(url, "snapshot") if files.exists(url) else {}
-    if known.get("key") == campaign.snapshot_key(config):
-        ref = SnapshotRef.from_dict(located(known["result"], config.output_url))
+    known = last_result(config.output_url, "snapshot")
+    if known is not None and known["key"] == campaign.snapshot_key(config):
+        ref = SnapshotRef.from_dict(known["result"])
         if files.exists(files.join(ref.url, "snapshot.json")):
             return ref
     return freeze(config)

@@ -28,8 +28,8 @@ from ray_distill.models.core.checkpoint_files import (
     checkpoint_digest,
     gguf_file,
     open_checkpoint,
+    read_metadata,
 )
-from ray_distill.models.core.checkpoint_files import read_metadata as read_saved
 from ray_distill.models.io.load import read_config, read_processor
 from ray_distill.models.text.lm_processor import LanguageProcessor
 from ray_distill.tasks.catalogue import get_task
@@ -171,7 +171,7 @@ def _identity(folder: Path, config: TeacherConfig, task: str) -> VllmIdentity:
             f"{config.model} is a GGUF checkpoint, which vLLM computes with in other numbers: use engine "
             "transformers, or save it once as safetensors"
         )
-    if read_saved(folder).get("factory"):
+    if read_metadata(folder).get("factory"):
         raise ModelError(
             f"{config.model} was built by a module:function, and vLLM loads transformers' own "
             "architectures: use engine transformers"

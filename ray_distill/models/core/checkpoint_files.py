@@ -103,8 +103,8 @@ def gguf_file(folder: Path) -> str | None:
 def checkpoint_digest(folder: Path) -> str:
     """Return the digest ``sha256:…`` of the files that decide answers, as in ``revision``.
 
-    The model card and free metadata are left out, so that they may change; the factory and the decision of a saved
-    model count.
+    The model card and free metadata are left out: they decide no answer. The factory and the decision of a saved model
+    count.
     """
     total = hashlib.sha256()
     counted = (*_SMALL, *(_GGUF if gguf_file(folder) else _WEIGHTS))
@@ -136,16 +136,16 @@ def check_revision(found: str, expected: str | None, url: str) -> None:
     )
 
 
-def check_beside(folder: Path, saved: Mapping[str, Any], url: str) -> None:
+def check_beside(folder: Path, saved: Mapping[str, Any], url: str, *, digest: str) -> None:
     """Compare the files of a folder with the metadata that was saved with them.
 
-    Other checkpoints have none, and pass.
+    Other checkpoints have none, and pass. ``digest`` is the folder's `checkpoint_digest`, which takes time.
 
     Raises:
         ChangedModel: the metadata, or the settings of written texts, belong to another model.
     """
     stated = saved.get(BESIDE)
-    if stated is None or stated == beside(folder):
+    if stated is None or stated == beside(folder, digest):
         return
     found = f"{METADATA_FILE} was saved with other files than those beside it ({GENERATION_FILE} counts)"
     raise ChangedModel(f"{url} has changed: {found}; {_WAY_OUT}", found=found)
@@ -201,11 +201,11 @@ def read_facts(url: str) -> dict[str, Any]:
     return facts
 
 
-def beside(folder: Path) -> dict[str, str]:
-    """Return digests of what decides answers or texts, for the metadata beside it."""
+def beside(folder: Path, digest: str) -> dict[str, str]:
+    """Return digests of what decides answers (``digest``) or texts, for the metadata beside it."""
     generation = folder / GENERATION_FILE
     texts = {GENERATION_FILE: _file_digest(generation)} if generation.is_file() else {}
-    return {"checkpoint": checkpoint_digest(folder), **texts}
+    return {"checkpoint": digest, **texts}
 
 
 @contextmanager

@@ -75,7 +75,7 @@ def load_model(spec: str | TeacherConfig | StudentModel, *, task: str, head_url:
         check_files(folder, config.model)
         saved = read_metadata(folder)
         if config.revision is not None:
-            check_beside(folder, saved, config.model)
+            check_beside(folder, saved, config.model, digest=digest)
         language = language_of(spec, saved, config.model)
         if saved.get("factory"):
             found = _from_saved_factory(config, task, folder, saved=saved, digest=digest, language=language)

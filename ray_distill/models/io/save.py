@@ -83,10 +83,11 @@ def save_model(
             model.processor.save(folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
         _write_metadata(folder, saved)  # first without the digests, of which it decides a part
-        _write_metadata(folder, {**saved, BESIDE: beside(folder)})
+        digest = checkpoint_digest(folder)
+        _write_metadata(folder, {**saved, BESIDE: beside(folder, digest)})
     except OSError as error:
         raise ModelError(f"cannot save a model to {folder}: {error}") from error
-    return checkpoint_digest(folder)
+    return digest
 
 
 def _write_metadata(folder: Path, saved: Mapping[str, Any]) -> None:

@@ -89,7 +89,7 @@ def verify_trained(folder: Path, ref: StudentRef) -> None:
         if found != ref.fingerprint:
             raise _changed(ref, found)
         read_facts(str(folder))
-        check_beside(folder, read_saved(str(folder)), ref.url)
+        check_beside(folder, read_saved(str(folder)), ref.url, digest=found)
     except ChangedModel as error:
         raise _changed(ref, error.found) from error
 

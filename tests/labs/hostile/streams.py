@@ -29,6 +29,7 @@ class Interrupt:
         if name == {module!r} and "ray_distill.cli" in sys.modules:
             sys.meta_path.remove(self)
             os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in its background
 sys.meta_path.insert(0, Interrupt())
 sys.modules.pop("argparse", None)
 sys.argv = ["ray-distill", "run", {config!r}, "--dry-run"]

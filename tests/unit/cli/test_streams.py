@@ -16,6 +16,7 @@ def test_ctrl_c_during_the_imports_ends_in_one_line(module: str) -> None:
         f"        if name == {module!r} and 'ray_distill.cli' in sys.modules:\n"
         "            sys.meta_path.remove(self)\n"
         "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell ignores it in its background
         "sys.meta_path.insert(0, Interrupt())\n"
         "sys.modules.pop('argparse', None)\n"
         "sys.argv = ['ray-distill', 'schema']\n"

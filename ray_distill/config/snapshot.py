@@ -12,8 +12,8 @@ Format = Literal["auto", "parquet", "jsonl", "csv", "images"]
 Patterns = str | Annotated[tuple[str, ...], Field(min_length=1)]
 
 
-#: Default of ``max_cell_bytes``.
-LARGEST_CELL = 16 << 20
+#: Defaults of ``max_cell_bytes`` and ``max_expansion``.
+LARGEST_CELL, LARGEST_EXPANSION = 16 << 20, 200
 
 
 class Columns(Section):
@@ -106,6 +106,12 @@ class SnapshotConfig(Section):
         LARGEST_CELL,
         ge=1,
         description="larger texts, images and lines of JSON are unusable rows, where possible before they are decoded",
+    )
+    max_expansion: int = Field(
+        LARGEST_EXPANSION,
+        ge=1,
+        description="sources that take over 256 MiB and so many times their stored bytes are refused, row groups of "
+        "Parquet left out; raise it for texts with a long beginning in common",
     )
     shard_rows: int = Field(4096, ge=1, description="rows a snapshot shard")
 

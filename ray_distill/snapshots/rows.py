@@ -88,7 +88,8 @@ _ADVICE = {
     Reason.MALFORMED_CSV: "write the source with quoted fields, or as Parquet",
     Reason.MALFORMED_JSON: "write one object a line, without a comma at its end, keys and texts in double quotes",
     Reason.HUGE_CELL: "split such inputs, or raise snapshot.max_cell_bytes (a row group of Parquet that must have "
-    "such a cell, or unpacks to over 200 times its size, is counted whole: write smaller ones)",
+    "such a cell, or unpacks to over snapshot.max_expansion times its size, is counted whole: write smaller ones, or "
+    "raise that)",
     Reason.UNREADABLE_TIME: "write times as 2026-01-31T10:00:00Z, or as seconds since 1970 (not milliseconds)",
 }
 

@@ -99,6 +99,7 @@ def take_snapshot(
         nested=nested,
         companions=companions or Companions(),
         largest=config.max_cell_bytes,
+        expansion=config.max_expansion,
     )
     frozen = freeze(config, column, truth=truth, seed=seed, known=known, empty_splits=empty_splits)
     manifest = SnapshotManifest(

@@ -9,10 +9,9 @@ import os
 from dataclasses import dataclass
 from typing import IO
 
+from ray_distill.config.snapshot import LARGEST_EXPANSION
 from ray_distill.errors import SnapshotError
 
-#: Largest accepted ratio of decoded to stored bytes beyond `FLOOR`; text and tables stay below 30.
-RATIO = 200
 #: Bytes of a source that are decoded without regard to the ratio.
 FLOOR = 256 << 20
 #: Bytes that a row takes beside its values.
@@ -29,16 +28,18 @@ class Budget:
     """Bytes of the source's files, as they are stored."""
     largest: int
     """Bytes of the largest usable cell."""
+    ratio: int = LARGEST_EXPANSION
+    """Largest accepted ratio of decoded to stored bytes beyond `FLOOR`."""
     spent: int = 0
 
     @property
     def most(self) -> int:
         """Return the bytes that the source may take, whatever memory there is."""
-        return max(FLOOR, 16 * self.largest, RATIO * self.stored)
+        return max(FLOOR, 16 * self.largest, self.ratio * self.stored)
 
     def is_dense(self, unpacked: int, packed: int) -> bool:
         """Return whether a part of a file unpacks to more than a whole source of its size may."""
-        return unpacked > max(FLOOR, 16 * self.largest) and unpacked > RATIO * packed
+        return unpacked > max(FLOOR, 16 * self.largest) and unpacked > self.ratio * packed
 
     def keep(self, before: int, size: int) -> None:
         """Count only what is kept of a file that was read: much of it may be columns that are not.
@@ -59,8 +60,9 @@ class Budget:
         if self.spent > self.most:
             raise SnapshotError(
                 f"{where}: the rows of its source take more than {self.most:,} bytes, and its files have "
-                f"{self.stored:,}, over {RATIO} times less: such files are refused before they fill the memory; "
-                "inspect them, and write their rows unpacked and without repeated texts if they are right"
+                f"{self.stored:,}, over {self.ratio} times less: such files are refused before they fill the memory; "
+                "inspect them, and raise snapshot.max_expansion if they are right, as texts with a long beginning in "
+                "common are"
             )
         memory = _memory()
         if self.spent > memory:

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from ray_distill.config import Columns
-from ray_distill.config.snapshot import LARGEST_CELL
+from ray_distill.config.snapshot import LARGEST_CELL, LARGEST_EXPANSION
 from ray_distill.errors import SnapshotError
 from ray_distill.snapshots.rows import Why
 
@@ -52,6 +52,8 @@ class InputColumn:
     """Columns that belong to a nested input."""
     largest: int = LARGEST_CELL
     """Bytes of the largest usable cell, of any column, and of the largest line of JSON."""
+    expansion: int = LARGEST_EXPANSION
+    """Largest accepted ratio of decoded to stored bytes."""
 
 
 def source_columns(columns: Columns, column: InputColumn) -> dict[str, str]:

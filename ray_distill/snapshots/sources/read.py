@@ -52,7 +52,8 @@ def read_rows(
     """
     parts: list[Rows] = []
     keys: set[str] = set()
-    budget = Budget(stored=sum(file.size for file in files), largest=column.largest)
+    stored = sum(file.size for file in files)
+    budget = Budget(stored=stored, largest=column.largest, ratio=column.expansion)
     json_lines = False
     for (kind, _), run in groupby(enumerate(files), key=lambda item: (item[1].format, protocol(item[1].url))):
         indexed = list(run)

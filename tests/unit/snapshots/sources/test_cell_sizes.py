@@ -317,6 +317,30 @@ def test_a_packed_file_that_unpacks_beyond_all_measure_is_refused(
     assert len(_read(tmp_path / f"b.jsonl.{packing}")) == 3
 
 
+def test_the_expansion_is_a_setting_and_the_refusal_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short requests behind one long prompt are right, and small when packed: in lines, and in a row group."""
+    monkeypatch.setattr(budget, "FLOOR", 1 << 20)
+    texts = [f"{'Answer as a clerk of the bank. ' * 300}{number}" for number in range(2000)]
+    _json_lines(tmp_path / "a.jsonl", texts)
+    (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress((tmp_path / "a.jsonl").read_bytes()))
+    _parquet(tmp_path / "a.parquet", texts, use_dictionary=False, compression="zstd", row_group_size=2000)
+
+    def take(name: str, **settings: object) -> object:
+        value = {"source": str(tmp_path / name), "max_cell_bytes": 20_000, **settings}
+        config = parse_config(
+            {"campaign": "c", "task": "text_classification", "snapshot": value, "labels": {"teacher": {"model": "m"}}}
+        ).snapshot
+        return take_snapshot(config, input_column="text", seed=0, url=str(tmp_path / "out"), truth="none")
+
+    with pytest.raises(SnapshotError, match=r"over 200 times less.*raise snapshot\.max_expansion if they are right"):
+        take("a.jsonl.xz")
+    with pytest.raises(
+        SnapshotError, match=r"2000 cell too large.*over snapshot\.max_expansion times .* or raise that"
+    ):
+        take("a.parquet")
+    assert take("a.jsonl.xz", max_expansion=5000) == take("a.parquet", max_expansion=5000) == take("a.jsonl")
+
+
 def test_the_limit_is_a_setting_and_the_refusal_names_it(tmp_path: Path) -> None:
     """Above the accepted share of bad rows the message has the way out; with it, the snapshot is taken."""
     _parquet(tmp_path / "a.parquet", [f"{number} {'x' * 400}" for number in range(50)])

@@ -5,12 +5,12 @@ them counts before it is decoded or unpacked. Once a file is read, only what is 
 """
 
 import io
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO
 
 from ray_distill.config.snapshot import LARGEST_EXPANSION
 from ray_distill.errors import SnapshotError
+from ray_distill.storage.memory import memory_limit
 
 #: Bytes of a source that are decoded without regard to the ratio.
 FLOOR = 256 << 20
@@ -30,6 +30,8 @@ class Budget:
     """Bytes of the largest usable cell."""
     ratio: int = LARGEST_EXPANSION
     """Largest accepted ratio of decoded to stored bytes beyond `FLOOR`."""
+    memory: int = field(default_factory=lambda: memory_limit())
+    """Bytes that this process may take."""
     spent: int = 0
 
     @property
@@ -64,16 +66,12 @@ class Budget:
                 "inspect them, and raise snapshot.max_expansion if they are right, as texts with a long beginning in "
                 "common are"
             )
-        memory = _memory()
-        if self.spent > memory:
+        if self.spent > self.memory:
             raise SnapshotError(
-                f"{where}: the rows of its source take more than {self.spent / 2**30:.1f} GiB, and this machine has "
-                f"{memory / 2**30:.1f} GiB of memory: take the snapshot on a larger one, or of fewer files"
+                f"{where}: the rows of its source take more than {self.spent / 2**30:.1f} GiB, and this process "
+                f"may take {self.memory / 2**30:.1f} GiB of memory: take the snapshot on a larger machine, or "
+                "of fewer files"
             )
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def unpack(stream: IO[bytes], budget: Budget, where: str) -> bytes:

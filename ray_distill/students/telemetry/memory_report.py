@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import torch
@@ -16,6 +15,7 @@ from torch import nn
 
 from ray_distill.config import TrainingConfig
 from ray_distill.errors import TrainingError
+from ray_distill.storage.memory import memory_limit
 
 log = logging.getLogger(__name__)
 
@@ -202,14 +202,4 @@ def _measured() -> tuple[float, float, str]:
         _, total = torch.cuda.mem_get_info()
         return float(torch.cuda.max_memory_allocated()), float(total), f"cuda:{torch.cuda.current_device()}"
     process = psutil.Process()
-    limits = [psutil.virtual_memory().total, process.rlimit(psutil.RLIMIT_AS)[0], _cgroup()]
-    return float(process.memory_info().rss), float(min(limit for limit in limits if limit > 0)), "the CPU"
-
-
-def _cgroup() -> int:
-    """Return the memory limit of the container in bytes; 0 if there is none."""
-    try:
-        text = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-    except OSError:
-        return 0
-    return int(text) if text.isdigit() else 0
+    return float(process.memory_info().rss), float(memory_limit()), "the CPU"

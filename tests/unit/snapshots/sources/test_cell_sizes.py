@@ -218,8 +218,8 @@ def test_all_files_of_a_source_share_its_bounds(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(SnapshotError, match=r"5\.parquet: the rows of its source take more than 16,777,216 bytes"):
         _read(tmp_path)
     monkeypatch.undo()
-    monkeypatch.setattr(budget, "_memory", lambda: 1 << 24)
-    with pytest.raises(SnapshotError, match=r"5\.parquet: .* this machine has 0\.0 GiB of memory: take"):
+    monkeypatch.setattr(budget, "memory_limit", lambda: 1 << 24)
+    with pytest.raises(SnapshotError, match=r"5\.parquet: .* this process may take 0\.0 GiB of memory: take"):
         _read(tmp_path)
 
 
@@ -235,10 +235,10 @@ def test_columns_that_are_not_read_count_while_their_file_is(
     }
     for number in range(10):
         (tmp_path / f"{number}.{ending}").write_text(lines[ending])
-    monkeypatch.setattr(budget, "_memory", lambda: 1_200_000)
+    monkeypatch.setattr(budget, "memory_limit", lambda: 1_200_000)
     assert len(_read(tmp_path, limit=20_000)) == 10 * rows
     (tmp_path / f"5.{ending}").write_text(lines[ending] * 2)
-    with pytest.raises(SnapshotError, match=rf"5\.{ending}: .* this machine has 0\.0 GiB of memory: take"):
+    with pytest.raises(SnapshotError, match=rf"5\.{ending}: .* this process may take 0\.0 GiB of memory: take"):
         _read(tmp_path, limit=20_000)
 
 
@@ -247,12 +247,12 @@ def test_folders_of_images_that_no_memory_keeps_are_refused(tmp_path: Path, monk
     (tmp_path / "cats").mkdir()
     for number in range(4):
         (tmp_path / "cats" / f"{number}.png").write_bytes(bytes(1000))
-    monkeypatch.setattr(budget, "_memory", lambda: 4000)
+    monkeypatch.setattr(budget, "memory_limit", lambda: 4000)
     monkeypatch.setattr(read, "read_images", _fail)
-    with pytest.raises(SnapshotError, match=r"0\.png: .* this machine has 0\.0 GiB of memory: take"):
+    with pytest.raises(SnapshotError, match=r"0\.png: .* this process may take 0\.0 GiB of memory: take"):
         _read(tmp_path, name="image")
     monkeypatch.undo()
-    monkeypatch.setattr(budget, "_memory", lambda: 4000)
+    monkeypatch.setattr(budget, "memory_limit", lambda: 4000)
     assert set(_words(_read(tmp_path, name="image", limit=999))) == {"cell too large"}
 
 

@@ -9,6 +9,7 @@ race; `.ci/nightly` runs all pairs (part ``races``).
 
 import argparse
 import re
+import shutil
 import sqlite3
 import sys
 import tempfile
@@ -70,6 +71,7 @@ def carry_out(race: Race, ground: Ground, folder: Path) -> str:
 
 
 def _site(race: Race, ground: Ground, folder: Path) -> Site:
+    shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
     site = ground.copy(str(folder), stage=race.stage or STAGES[0])
     if not race.stage:
         Site(root=site.output).remove()

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from ray_distill.snapshots.rows import Mask, Reason, Why, reasons
 from ray_distill.snapshots.sources.budget import ROW_BYTES, Budget
-from ray_distill.snapshots.sources.cell_sizes import is_bytes, without_huge
+from ray_distill.snapshots.sources.columns import is_bytes, without_huge
 
 #: Bytes of a value in a list beside its content: levels, offsets, and what is decoded of them.
 _VALUE_BYTES = 16

@@ -16,8 +16,7 @@ from ray_distill.snapshots.manifest import Truth
 from ray_distill.snapshots.pairs import pair_texts
 from ray_distill.snapshots.rows import Mask, Reason, Rows, Why, concat_rows, file_rows, reasons
 from ray_distill.snapshots.sources.budget import ROW_BYTES, Budget, spend_rows
-from ray_distill.snapshots.sources.cell_sizes import without_huge
-from ray_distill.snapshots.sources.columns import BESIDE, InputColumn, columns_beside, require_columns
+from ray_distill.snapshots.sources.columns import BESIDE, InputColumn, columns_beside, require_columns, without_huge
 from ray_distill.snapshots.sources.convert import to_bytes, to_text, to_time
 from ray_distill.snapshots.sources.csv_source import read_csv
 from ray_distill.snapshots.sources.file_bytes import read_records, restore_advice

@@ -18,6 +18,23 @@ class LoraSettings(Section):
     targets: tuple[str, ...] = Field((), description="names of linear layers; default: all but the head")
 
 
+class VocabularySettings(Section):
+    """Tokens of the teacher that a student keeps; others are cut into smaller ones."""
+
+    keep: float | None = Field(
+        None, gt=0, le=1, description="share of the tokens of the train texts that the kept tokens must cover"
+    )
+    tokens: int | None = Field(
+        None, ge=1, description="most tokens; special tokens and single characters are always kept, and count"
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.keep is None) == (self.tokens is None):
+            raise ValueError("vocabulary has either keep or tokens: give one of them")
+        return self
+
+
 class StudentModel(Section):
     """Source of the student's weights."""
 
@@ -35,6 +52,12 @@ class StudentModel(Section):
         ge=1,
         description="teacher_layers, encoder-decoders: how many of the encoder; default: as many as of the decoder",
     )
+    kept_tokens: VocabularySettings | None = Field(
+        None,
+        alias="vocabulary",
+        description="config and teacher_layers, classifiers of texts: keep the tokens that are frequent in the train "
+        "texts, e.g. {keep: 0.999} or {tokens: 8000}; default: all of the teacher's",
+    )
     lora: LoraSettings | None = Field(
         None, description="language models that start from trained weights: train adapters alone (needs peft)"
     )
@@ -48,6 +71,13 @@ class StudentModel(Section):
             raise ValueError(f"from: {self.source} needs `model`")
         if self.source == "teacher_layers" and self.keep is None:
             raise ValueError("from: teacher_layers needs `keep`")
+        if self.kept_tokens is not None and self.source in ("checkpoint", "module"):
+            raise ValueError(
+                f"vocabulary keeps some of the teacher's tokens, and the student of from: {self.source} has its own: "
+                "leave it out, or start the student from: config or teacher_layers"
+            )
+        if self.kept_tokens is not None and "vocab_size" in self.overrides:
+            raise ValueError("vocabulary and overrides.vocab_size both set the number of tokens: give one of them")
         if self.lora is not None and self.source == "config":
             raise ValueError("lora trains beside weights that stay as they are, and from: config draws them")
         if secrets_in(self.arguments):

@@ -41,6 +41,7 @@ from ray_distill.students.export import export_arm, exported_arm, marker_url
 from ray_distill.students.loop.best_result import Best, load_outcome, save_outcome
 from ray_distill.students.loop.train_loop import TrainingRun, checkpoints_url, train_run
 from ray_distill.students.loop.validation import Validator
+from ray_distill.students.measure_start import measure_start
 from ray_distill.students.modules.student_module import StudentModule, make_projections
 from ray_distill.students.objective.loss_settings import plain_settings, temperatures_of
 from ray_distill.students.objective.validate_losses import (
@@ -196,6 +197,7 @@ def _open(job: TrainingJob, ranks: Ranks) -> Workshop:
         classes=manifest.space.names,
         teacher=config.labels.teacher,
         seed=job.seed,
+        measured=measure_start(config, snapshot, job.output, ranks),
     )
     losses, training, learn = config.student.losses, config.student.training, _learn(config)
     wrong = [*check_losses(losses, labels_of(manifest), training, learn.LOSSES), *check_compiler(training)]

@@ -112,6 +112,9 @@ FOLLOWED: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("models/io/load.py", "if it loaded before, restore its files"),
         ("snapshots/manifest.py", "restore it, or {}"),
     ),
+    "tests/unit/students/test_measure_start.py::test_a_damaged_measurement_is_deleted_and_measured_again": (
+        ("students/measure_start.py", "delete it, and it is measured again"),
+    ),
     "advice: the student's weights: flip; evaluate refuses; restored": (
         ("models/core/checkpoint_files.py", "give the folder of one, or restore its files"),
     ),

@@ -27,8 +27,9 @@ from ray_distill.models.core.module_function import call_factory, check_annotate
 from ray_distill.models.io.load import as_config, read_config
 from ray_distill.models.io.lora import add_lora
 from ray_distill.models.students.kind import StudentKind
-from ray_distill.models.students.layer_copy import changed_config, fresh
-from ray_distill.models.students.layer_selection import take_layers
+from ray_distill.models.students.layer_copy import fresh
+from ray_distill.models.students.measured import Measured, needs_measuring
+from ray_distill.models.students.shape import shape_student
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.inputs.modality import Processor
 
@@ -53,6 +54,7 @@ def build_student(
     teacher: TeacherConfig,
     seed: int,
     vocabulary: int | None = None,
+    measured: Measured | None = None,
 ) -> Model:
     """Make a student with ``classes`` as its outputs; float32, on the CPU, in eval mode.
 
@@ -62,15 +64,18 @@ def build_student(
     processor too. A language model has no classes: its outputs are the teacher's ``vocabulary``, which is found
     where it is not given, and whatever its weights come from, it reads the teacher's tokens.
 
+    Which tokens a student keeps follows from ``measured``, which must be given where `needs_measuring`.
+
     Raises:
         ConfigError: overrides the config does not have, more layers than there are, a function with other classes,
             another tokenizer or vocabulary than the teacher's.
         ModelError: the teacher or checkpoint cannot be loaded, or the student does not run.
         StorageError: the file system refused.
     """
-    own = get_task(task)
+    assert measured is not None or not needs_measuring(config), "these settings need measurements"
+    measured, own = measured or Measured(), get_task(task)
     kind = own.answers.model.student(config, task=own, classes=classes, width=vocabulary, teacher=teacher, seed=seed)
-    made = _make(config, kind, task, teacher=teacher, seed=seed)
+    made = _make(config, kind, task, teacher=teacher, seed=seed, measured=measured)
     student = _finish(made, task)
     if config.lora is None:
         return student
@@ -88,7 +93,9 @@ def build_student(
     return _finish(adapted, task)
 
 
-def _make(config: StudentModel, kind: StudentKind, task: str, *, teacher: TeacherConfig, seed: int) -> _Made:
+def _make(
+    config: StudentModel, kind: StudentKind, task: str, *, teacher: TeacherConfig, seed: int, measured: Measured
+) -> _Made:
     if config.source == "module":
         return _from_module(config, kind, task, seed)
     if config.source == "checkpoint":
@@ -99,44 +106,47 @@ def _make(config: StudentModel, kind: StudentKind, task: str, *, teacher: Teache
             "student from: set student.model.from to checkpoint or module"
         )
     own = teacher.model_copy(update={"max_length": config.max_length or teacher.max_length})
-    return (_from_layers if config.source == "teacher_layers" else _from_config)(config, kind, task, own=own, seed=seed)
+    make = _from_layers if config.source == "teacher_layers" else _from_config
+    return make(config, kind, task, own=own, seed=seed, measured=measured)
 
 
-def _from_config(config: StudentModel, kind: StudentKind, task: str, *, own: TeacherConfig, seed: int) -> _Made:
+def _from_config(
+    config: StudentModel, kind: StudentKind, task: str, *, own: TeacherConfig, seed: int, measured: Measured
+) -> _Made:
     with _opened(own, weights=kind.reads_teacher) as folder:
-        student_config = changed_config(read_config(folder, own), config.overrides, kind.config_fields)
-        kind.check_config(student_config, f"(student.model.overrides of {own.model})")
-        processor = kind.teacher_processor(folder, student_config, own)
-        module = fresh(student_config, own, task, seed)
+        shape = shape_student(config, kind, folder, own=own, measured=measured)
+        module = fresh(shape.config, own, task, seed)
         kind.start(module, folder, own)
+    facts = {"overrides": dict(config.overrides), **kind.facts, **shape.vocabulary}
     return _Made(
         module=module,
-        processor=processor,
-        space=kind.space(student_config),
+        processor=shape.processor,
+        space=kind.space(shape.config),
         url=own.model,
-        describe={"source": "config", "overrides": dict(config.overrides), **kind.facts, "teacher": own.model},
+        describe={"source": "config", **facts, "teacher": own.model},
     )
 
 
-def _from_layers(config: StudentModel, kind: StudentKind, task: str, *, own: TeacherConfig, seed: int) -> _Made:
+def _from_layers(
+    config: StudentModel, kind: StudentKind, task: str, *, own: TeacherConfig, seed: int, measured: Measured
+) -> _Made:
     if config.overrides:
         raise ConfigError("student.model.overrides go with from: config; copied layers keep the teacher's config")
     with _opened(own, weights=True) as folder:
-        teacher_config = read_config(folder, own)
-        taken = take_layers(teacher_config, config, own.model)
-        student_config = changed_config(teacher_config, taken.overrides, kind.config_fields)
-        kind.check_config(student_config, own.model)
-        processor = kind.teacher_processor(folder, student_config, own)
-        module = fresh(student_config, own, task, seed)
-        source, _ = kind.read(folder, own, teacher_config)
-        taken.copy(source, module)
+        shape = shape_student(config, kind, folder, own=own, measured=measured)
+        assert shape.taken is not None
+        module = fresh(shape.config, own, task, seed)
+        source, _ = kind.read(folder, own, shape.teacher)
+        if shape.kept is not None:
+            shape.kept.cut_embeddings(source)
+        shape.taken.copy(source, module)
         kind.start(module, folder, own)
     return _Made(
         module=module,
-        processor=processor,
-        space=kind.space(student_config),
+        processor=shape.processor,
+        space=kind.space(shape.config),
         url=own.model,
-        describe={"source": "teacher_layers", "teacher": own.model, **taken.describe},
+        describe={"source": "teacher_layers", "teacher": own.model, **shape.taken.describe, **shape.vocabulary},
     )
 
 

@@ -151,6 +151,11 @@ def token_student(
     Raises:
         ModelError, ConfigError, StorageError: the teacher's processor or config cannot be read.
     """
+    if config.kept_tokens is not None:
+        raise ConfigError(
+            f"student.model.vocabulary is for classifiers of texts, and the labels of {task} are distributions over "
+            "all tokens of the teacher: set it to null"
+        )
     known = _width(teacher) if width is None else width
     return TeacherTokens(
         config=config, task=task, teacher=teacher, processor=load_processor(teacher, task=task), width=known

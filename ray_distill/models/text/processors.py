@@ -195,7 +195,7 @@ def text_limit(tokenizer: Any, config: Any, max_length: int | None) -> int:
         ModelError: more was requested than the model has positions, or no limit is known.
     """
     positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and getattr(config, "model_type", "") in _OFFSET_POSITIONS:
+    if positions is not None and offsets_positions(config):
         positions -= (config.pad_token_id or 0) + 1
     if max_length is not None:
         if positions is not None and max_length > positions:
@@ -205,6 +205,11 @@ def text_limit(tokenizer: Any, config: Any, max_length: int | None) -> int:
     if not limits:
         raise ModelError("neither the tokenizer nor the model has a maximum length: set max_length")
     return int(min(limits))
+
+
+def offsets_positions(config: Any) -> bool:
+    """Return whether a model's position ids start after the id of its padding token."""
+    return getattr(config, "model_type", "") in _OFFSET_POSITIONS
 
 
 def refuse_short(tokenizer: Any, length: int, setting: str) -> None:

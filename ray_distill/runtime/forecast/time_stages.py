@@ -21,10 +21,11 @@ from ray_distill.models.students.build import build_student
 from ray_distill.runtime.forecast.probe import Piece
 from ray_distill.runtime.forecast.stage_forecasts import TimedEvaluation
 from ray_distill.runtime.stages.judge import panel_of, time_models
-from ray_distill.snapshots.reader import open_snapshot
+from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.students.data.answer_format import learn_facet
 from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.data.open_sources import example_columns
+from ray_distill.students.measure_start import count_some
 from ray_distill.students.process_group import Ranks
 from ray_distill.students.telemetry.step_timer import peak_memory
 from ray_distill.students.time_steps import TimedTraining, time_arms
@@ -32,6 +33,8 @@ from ray_distill.tasks.catalogue import get_task
 
 #: Rows that evaluation is timed on, and the parts in which they are timed.
 EVALUATED_ROWS, PARTS = 256, 4
+#: Train rows whose tokens are counted, where the student keeps the frequent ones.
+COUNTED_ROWS = 20_000
 #: Requests that are timed, of which all requests are extrapolated.
 REQUESTS = 10
 
@@ -64,7 +67,7 @@ def time_training(
     store.log.refresh()
     task, training, manifest = get_task(config.task), config.student.training, store.manifest
     torch.set_num_threads(max(1, int(training.cpus)))
-    model = _student(config, manifest.space.names)
+    model = _student(config, manifest.space.names, opened)
     answers = learn_facet(task.answers).answer_format(
         task=task, model=model, manifest=manifest, snapshot_classes=opened.classes, training=training
     )
@@ -80,9 +83,14 @@ def time_training(
     return TrainingTimes(timed=timed, opened_seconds=seconds, seconds=time.perf_counter() - start, student_bytes=size)
 
 
-def _student(config: Campaign, classes: tuple[str, ...]) -> Model:
+def _student(config: Campaign, classes: tuple[str, ...], snapshot: Snapshot) -> Model:
     return build_student(
-        config.student.model, task=config.task, classes=classes, teacher=config.labels.teacher, seed=config.seed
+        config.student.model,
+        task=config.task,
+        classes=classes,
+        teacher=config.labels.teacher,
+        seed=config.seed,
+        measured=count_some(config, snapshot, rows=COUNTED_ROWS),
     )
 
 
@@ -108,7 +116,7 @@ def time_evaluation(config: Campaign, snapshot: SnapshotRef, head_url: str | Non
     models = {"teacher": load_model(config.labels.teacher, task=config.task, head_url=head_url)}
     loaded = {"teacher": time.perf_counter() - start}
     start = time.perf_counter()
-    models["student"] = _student(config, models["teacher"].classes)
+    models["student"] = _student(config, models["teacher"].classes, opened)
     loaded["student"] = time.perf_counter() - start
     panel = panel_of(config, models, opened.classes)
     rows = opened.read("validation", columns=panel.columns).slice(0, EVALUATED_ROWS)

@@ -14,8 +14,9 @@ from ray_distill.models.core.module_function import is_factory
 from ray_distill.models.io.load import as_config, read_config
 from ray_distill.models.students.build import build_student
 from ray_distill.models.students.kind import StudentKind
-from ray_distill.models.students.layer_copy import changed_config, fresh
-from ray_distill.models.students.layer_selection import take_layers
+from ray_distill.models.students.layer_copy import fresh
+from ray_distill.models.students.measured import NOTHING_MEASURED
+from ray_distill.models.students.shape import shape_student
 from ray_distill.runtime.model_checks.sizes import TRAINED_PARAMETERS, is_small
 from ray_distill.tasks.catalogue import get_task
 
@@ -23,7 +24,8 @@ from ray_distill.tasks.catalogue import get_task
 def open_student(config: Campaign, space: AnswerSpace) -> Model | None:
     """Build the campaign's student as training will; None where it is too large.
 
-    The head of a large one is opened: its config, its tokenizer and its classes are compared with the teacher's.
+    Measurements that training will make are replaced by stand-ins. The head of a large student is opened:
+    its config, its tokenizer and its classes are compared with the teacher's.
 
     Args:
         config: the campaign.
@@ -41,7 +43,13 @@ def open_student(config: Campaign, space: AnswerSpace) -> Model | None:
         if _parameters(config, kind) > TRAINED_PARAMETERS or not _is_read_here(config):
             return None
     return build_student(
-        model, task=config.task, classes=space.names, teacher=config.labels.teacher, seed=config.seed, vocabulary=width
+        model,
+        task=config.task,
+        classes=space.names,
+        teacher=config.labels.teacher,
+        seed=config.seed,
+        vocabulary=width,
+        measured=NOTHING_MEASURED,
     )
 
 
@@ -83,12 +91,7 @@ def _open_head(config: Campaign, kind: StudentKind) -> Any:
             "and no layers to start a student from: set it to checkpoint or module"
         )
     with open_checkpoint(teacher.model, weights=False) as folder:
-        found = read_config(folder, teacher)
-        overrides = model.overrides if model.source == "config" else take_layers(found, model, teacher.model).overrides
-        student_config = changed_config(found, overrides, kind.config_fields)
-        kind.check_config(student_config, f"(student.model.overrides of {teacher.model})")
-        kind.teacher_processor(folder, student_config, teacher)
-    return student_config
+        return shape_student(model, kind, folder, own=teacher, measured=NOTHING_MEASURED).config
 
 
 def _open_checkpoint(config: Campaign, kind: StudentKind) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ray_distill.config import Campaign, TrainingConfig
-from ray_distill.errors import DistillError, TrainingError
+from ray_distill.errors import ConfigError, DistillError, TrainingError
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.model.signal import DISTRIBUTIONS
 from ray_distill.models.core.model import Model
@@ -92,6 +92,11 @@ def _prepare(
         training=config.student.training,
     )
     pairs = pairs_of(losses, tuple(manifest.hidden), student, learn.LOSSES)
+    if config.student.model.kept_tokens is not None and manifest.pool == "token" and any(pairs.values()):
+        raise ConfigError(
+            "student.model.vocabulary: a student with fewer tokens cuts some texts into more of them than its teacher, "
+            "and labels.hidden.pool is token, one state a token: set vocabulary to null, or pool to mean, cls or last"
+        )
     terms = build_terms(
         losses,
         kinds=learn.LOSSES,

@@ -174,6 +174,12 @@ MISTAKES: dict[str, Wrong] = {
         "rows", {"student.model": {"from": "teacher_layers", "keep": 1, "lora": {}}}, "student.model.lora"
     ),
     # vocabularies and lengths
+    "fewer tokens for labels over tokens": w(
+        "tokens", {"student.model.vocabulary": {"keep": 0.9}}, "student.model.vocabulary", "null"
+    ),
+    "fewer tokens than must stay": w(
+        "rows", {"student.model.vocabulary": {"tokens": 5}}, "student.model.vocabulary.tokens", "5", "109"
+    ),
     "another tokenizer": w(
         "tokens",
         {"student.model": {"from": "checkpoint", "model": "other_tokens"}},

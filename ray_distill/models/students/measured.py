@@ -1,0 +1,23 @@
+"""State what is measured on a snapshot before a student is made of its teacher."""
+
+from dataclasses import dataclass
+
+from ray_distill.config import StudentModel
+from ray_distill.models.students.vocabulary import Counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Measurements by which a student keeps parts of its teacher; None: not measured."""
+
+    counts: Counts | None = None
+    """How often each token of the teacher comes in the train texts, ``[V]``."""
+
+
+#: For checks and forecasts that precede the measurements: a student is then built with stand-ins of the same kind.
+NOTHING_MEASURED = Measured()
+
+
+def needs_measuring(config: StudentModel) -> bool:
+    """Return whether measurements decide how the student is built."""
+    return config.kept_tokens is not None

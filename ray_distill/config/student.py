@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, PositiveInt, field_validator, model_validator
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from ray_distill.config.section import INPUT, NOT_DECIDING, Section
 from ray_distill.redact import secrets_in
@@ -46,7 +46,12 @@ class StudentModel(Section):
         description="config, language models: token embeddings and head: drawn; the teacher's, where the width "
         "is the same; or its first columns",
     )
-    keep: int | None = Field(None, ge=1, description="teacher_layers: how many layers to copy, evenly spaced")
+    keep: int | None = Field(None, ge=1, description="teacher_layers: how many layers to copy")
+    layers: Literal["evenly", "importance"] | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = Field(
+        "evenly",
+        description="teacher_layers: which layers to copy: evenly spaced; importance: without the others the teacher's "
+        "answers to calibration rows change least; or indices from 0",
+    )
     keep_encoder: int | None = Field(
         None,
         ge=1,
@@ -69,8 +74,9 @@ class StudentModel(Section):
     def _needs(self) -> Self:
         if self.source in ("checkpoint", "module") and not self.model:
             raise ValueError(f"from: {self.source} needs `model`")
-        if self.source == "teacher_layers" and self.keep is None:
+        if self.source == "teacher_layers" and self.keep is None and isinstance(self.layers, str):
             raise ValueError("from: teacher_layers needs `keep`")
+        self._check_layers()
         if self.kept_tokens is not None and self.source in ("checkpoint", "module"):
             raise ValueError(
                 f"vocabulary keeps some of the teacher's tokens, and the student of from: {self.source} has its own: "
@@ -88,6 +94,16 @@ class StudentModel(Section):
         if self.embeddings != "new" and self.source != "config":
             raise ValueError(f"embeddings: {self.embeddings} goes with from: config; other students have theirs")
         return self
+
+    def _check_layers(self) -> None:
+        if self.layers == "evenly":
+            return
+        if self.source != "teacher_layers" or self.keep_encoder is not None:
+            raise ValueError("layers goes with from: teacher_layers, and keep_encoder with layers: evenly")
+        if not isinstance(self.layers, str) and list(self.layers) != sorted(set(self.layers)):
+            raise ValueError(f"layers {list(self.layers)}: give indices that rise, each once, e.g. [0, 3, 5]")
+        if not isinstance(self.layers, str) and self.keep not in (None, len(self.layers)):
+            raise ValueError(f"keep is {self.keep}, and layers lists {len(self.layers)}: leave keep out")
 
 
 #: ``[share of training, value]``: the value applies from that share of the steps on.

@@ -3,7 +3,8 @@
 <output>/measured/<key>.json    by the fingerprints of everything that decides the result
 """
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -11,7 +12,12 @@ from ray_distill.artifacts import Document
 from ray_distill.config import Campaign, TeacherConfig
 from ray_distill.errors import DistillError, TrainingError
 from ray_distill.fingerprint import fingerprint
+from ray_distill.labels.model.manifest import TeacherIdentity
 from ray_distill.models.io.load import load_processor
+from ray_distill.models.io.trained import load_labelling_teacher
+from ray_distill.models.students.calibration_rows import calibration_batches
+from ray_distill.models.students.importance import LayerChoice, choose_layers, config_of, rows_of
+from ray_distill.models.students.layer_copy import depth_of, evenly_spaced
 from ray_distill.models.students.measured import Measured
 from ray_distill.models.students.vocabulary import Counts, count_tokens
 from ray_distill.snapshots.reader import Snapshot
@@ -19,6 +25,8 @@ from ray_distill.storage import files
 from ray_distill.storage.sealed import read_document, write_sealed
 from ray_distill.students.process_group import Ranks
 from ray_distill.tasks.catalogue import get_task
+
+D = TypeVar("D", bound=Document)
 
 _MEASURE_AGAIN = "delete it, and it is measured again"
 
@@ -35,26 +43,49 @@ class TokenCounts(Document):
     """By token id; a text counts as often as it came."""
 
 
-def measure_start(config: Campaign, snapshot: Snapshot, output: str, ranks: Ranks) -> Measured:
+class KeptLayers(Document):
+    """The layers of a teacher that are kept by their importance."""
+
+    refusal: ClassVar[type[DistillError]] = TrainingError
+
+    teacher: str
+    """Fingerprints of the teacher and of the snapshot."""
+    snapshot: str
+    keep: int
+    kept: tuple[int, ...]
+    removed: tuple[int, ...]
+    kl: tuple[float, ...]
+    """KL divergence from the whole teacher after each removal, in nats."""
+
+
+def measure_start(
+    config: Campaign, snapshot: Snapshot, teacher: TeacherIdentity, *, output: str, ranks: Ranks
+) -> Measured:
     """Return the measurements that the student's settings need; equal on all ranks.
 
     Args:
         config: the campaign.
         snapshot: the campaign's own.
+        teacher: the teacher of its labels.
         output: folder of the students.
-        ranks: the process group, which shares the work.
+        ranks: the process group. All ranks count tokens; the first one measures layers.
 
     Raises:
         ConfigError: the settings do not suit the teacher.
         TrainingError, DamagedFile: a stored measurement cannot be read.
+        ChangedModel, ModelError: the teacher's layers are measured, and it is not the one that labelled.
         SnapshotError, StorageError: the rows cannot be read.
     """
-    counts = None if config.student.model.kept_tokens is None else _token_counts(config, snapshot, output, ranks)
-    return Measured(counts=counts)
+    model, folder = config.student.model, files.join(output, "measured")
+    counts = None if model.kept_tokens is None else _token_counts(config, snapshot, folder, ranks)
+    layers = (
+        _kept_layers(config, snapshot, teacher, folder=folder, ranks=ranks) if model.layers == "importance" else None
+    )
+    return Measured(counts=counts, layers=layers)
 
 
 def count_some(config: Campaign, snapshot: Snapshot, *, rows: int) -> Measured:
-    """Return the measurements of the first shards alone, for a forecast; nothing is stored.
+    """Return the token counts of the first shards alone, for a forecast; nothing is stored.
 
     Args:
         config: the campaign.
@@ -79,20 +110,56 @@ def _reader(config: Campaign) -> TeacherConfig:
     return config.labels.teacher.model_copy(update={"max_length": length})
 
 
-def _token_counts(config: Campaign, snapshot: Snapshot, output: str, ranks: Ranks) -> Counts:
+def _token_counts(config: Campaign, snapshot: Snapshot, folder: str, ranks: Ranks) -> Counts:
     processor = load_processor(_reader(config), task=config.task)
     identity = {"processor": processor.fingerprint, "snapshot": snapshot.ref.fingerprint}
-    url = files.join(output, "measured", f"{fingerprint({'tokens': identity})[:16]}.json")
-    known: TokenCounts | None = ranks.share(_stored(url) if ranks.first else None)
+    known = _stored(TokenCounts, folder, identity, ranks)
     if known is not None:
         return np.array(known.counts, np.int64)
     shards = [shard for shard in snapshot.shards if shard.split == "train"]
     own = count_tokens(snapshot, shards[ranks.rank :: ranks.world], processor, get_task(config.task).inputs)
     counts: Counts = np.sum(ranks.gather(own), axis=0)
     if ranks.first:
-        write_sealed(url, TokenCounts(**identity, counts=tuple(counts.tolist())).to_dict())
+        _store(folder, identity, TokenCounts(**identity, counts=tuple(counts.tolist())))
     return counts
 
 
-def _stored(url: str) -> TokenCounts | None:
-    return read_document(TokenCounts, url, _MEASURE_AGAIN) if files.exists(url) else None
+def _kept_layers(
+    config: Campaign, snapshot: Snapshot, teacher: TeacherIdentity, *, folder: str, ranks: Ranks
+) -> LayerChoice:
+    keep = config.student.model.keep
+    assert keep is not None
+    identity = {"teacher": teacher.fingerprint, "snapshot": snapshot.ref.fingerprint, "keep": keep}
+    known = _stored(KeptLayers, folder, identity, ranks)
+    if known is None and ranks.first:
+        choice = _measure_layers(config, snapshot, teacher, keep)
+        known = KeptLayers.model_validate({**identity, **vars(choice)})
+        _store(folder, identity, known)
+    known = ranks.share(known)
+    assert known is not None
+    return LayerChoice(kept=known.kept, removed=known.removed, kl=known.kl)
+
+
+def _measure_layers(config: Campaign, snapshot: Snapshot, identity: TeacherIdentity, keep: int) -> LayerChoice:
+    teacher, task = load_labelling_teacher(config.labels.teacher, identity, task=config.task), get_task(config.task)
+    depth = depth_of(config_of(teacher.module), teacher.url)
+    evenly_spaced(keep, depth)  # refuses more than there are
+    batches = calibration_batches(snapshot, teacher, rows=rows_of(depth, keep))
+    return choose_layers(teacher.module, batches, depth=depth, keep=keep, family=task.answers.model.FAMILY)
+
+
+def _stored(kind: type[D], folder: str, identity: Mapping[str, Any], ranks: Ranks) -> D | None:
+    """Return the stored measurement of this identity on every rank; None without one."""
+    url = _url(folder, identity)
+    found: D | None = ranks.share(
+        read_document(kind, url, _MEASURE_AGAIN) if ranks.first and files.exists(url) else None
+    )
+    return found
+
+
+def _store(folder: str, identity: Mapping[str, Any], found: Document) -> None:
+    write_sealed(_url(folder, identity), found.to_dict())
+
+
+def _url(folder: str, identity: Mapping[str, Any]) -> str:
+    return files.join(folder, f"{fingerprint(dict(identity))[:16]}.json")

@@ -197,7 +197,7 @@ def _open(job: TrainingJob, ranks: Ranks) -> Workshop:
         classes=manifest.space.names,
         teacher=config.labels.teacher,
         seed=job.seed,
-        measured=measure_start(config, snapshot, job.output, ranks),
+        measured=measure_start(config, snapshot, manifest.teacher, output=job.output, ranks=ranks),
     )
     losses, training, learn = config.student.losses, config.student.training, _learn(config)
     wrong = [*check_losses(losses, labels_of(manifest), training, learn.LOSSES), *check_compiler(training)]

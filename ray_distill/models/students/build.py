@@ -64,7 +64,7 @@ def build_student(
     processor too. A language model has no classes: its outputs are the teacher's ``vocabulary``, which is found
     where it is not given, and whatever its weights come from, it reads the teacher's tokens.
 
-    Which tokens a student keeps follows from ``measured``, which must be given where `needs_measuring`.
+    Which tokens and layers a student keeps follows from ``measured``, which must be given where `needs_measuring`.
 
     Raises:
         ConfigError: overrides the config does not have, more layers than there are, a function with other classes,

@@ -1,13 +1,14 @@
 """Select the layers that a student takes over: of one stack, or of encoder and decoder."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from ray_distill.config import StudentModel
 from ray_distill.errors import ConfigError
+from ray_distill.models.students.importance import LayerChoice
 from ray_distill.models.students.layer_copy import copy_stacks, depth_of, evenly_spaced, shorter, stacks_of
 
 #: Names that families use for the depths of their encoder and decoder.
@@ -27,6 +28,9 @@ class Taken:
     depths: Mapping[str, int]
     """How many layers the teacher has, likewise."""
 
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Facts about the choice, for the model card."""
+
     @property
     def describe(self) -> dict[str, Any]:
         """For the model card: by layer of the student that of the teacher, and how many there are."""
@@ -35,6 +39,7 @@ class Taken:
         return {
             "copied_layers": copied[""] if whole else copied,
             "teacher_layers": self.depths[""] if whole else dict(self.depths),
+            **self.facts,
         }
 
     def copy(self, source: nn.Module, student: nn.Module) -> None:
@@ -54,24 +59,51 @@ class Taken:
         )
 
 
-def take_layers(teacher_config: Any, config: StudentModel, url: str) -> Taken:
-    """Return the layers of a teacher that ``config.keep`` (and ``keep_encoder``) selects.
+def take_layers(teacher_config: Any, config: StudentModel, url: str, choice: LayerChoice | None) -> Taken:
+    """Return the layers of a teacher that ``keep``, ``keep_encoder`` and ``layers`` select.
+
+    Args:
+        teacher_config: its transformers config.
+        config: how many layers, and by which rule.
+        url: of the teacher, for messages.
+        choice: layers by importance; None where they are not measured yet: evenly spaced ones stand in.
 
     Raises:
         ConfigError: it has fewer, or is not a stack of equal layers, or has no encoder.
     """
-    assert config.keep is not None
     if not getattr(teacher_config, "is_encoder_decoder", False):
         if config.keep_encoder is not None:
             raise ConfigError(f"student.model.keep_encoder: the teacher {url} is not an encoder-decoder: leave it out")
         depth = depth_of(teacher_config, url)
-        kept = evenly_spaced(config.keep, depth)
-        return Taken(overrides=shorter(teacher_config, kept), kept={"": kept}, depths={"": depth})
+        kept = _layers_of(config, depth, choice)
+        facts = {} if choice is None else {"removed_layers": list(choice.removed), "kl_after_removal": list(choice.kl)}
+        return Taken(overrides=shorter(teacher_config, kept), kept={"": kept}, depths={"": depth}, facts=facts)
+    if config.keep is None or config.layers != "evenly":
+        raise ConfigError(
+            f"student.model.layers is {_shown(config.layers)}, and the teacher {url} is an encoder-decoder, whose "
+            "stacks are spaced evenly: leave it out, and set keep and keep_encoder"
+        )
     names = _names(teacher_config, url)
     depths = {part: int(getattr(teacher_config, name)) for part, name in names.items()}
     kept_counts = {ENCODER: config.keep_encoder or config.keep, DECODER: config.keep}
     halves = {part: evenly_spaced(kept_counts[part], depth) for part, depth in depths.items()}
     return Taken(overrides={names[part]: len(kept) for part, kept in halves.items()}, kept=halves, depths=depths)
+
+
+def _layers_of(config: StudentModel, depth: int, choice: LayerChoice | None) -> tuple[int, ...]:
+    if isinstance(config.layers, str):
+        assert config.keep is not None
+        return evenly_spaced(config.keep, depth) if choice is None else choice.kept
+    if config.layers[-1] >= depth:
+        raise ConfigError(
+            f"student.model.layers is {_shown(config.layers)}, but the teacher has {depth} layers: expected indices "
+            f"from 0 to {depth - 1}"
+        )
+    return config.layers
+
+
+def _shown(layers: str | tuple[int, ...]) -> str:
+    return layers if isinstance(layers, str) else str(list(layers))
 
 
 def _names(teacher_config: Any, url: str) -> dict[str, str]:

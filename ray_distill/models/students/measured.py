@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ray_distill.config import StudentModel
+from ray_distill.models.students.importance import LayerChoice
 from ray_distill.models.students.vocabulary import Counts
 
 
@@ -12,6 +13,8 @@ class Measured:
 
     counts: Counts | None = None
     """How often each token of the teacher comes in the train texts, ``[V]``."""
+    layers: LayerChoice | None = None
+    """The layers that are kept by their importance."""
 
 
 #: For checks and forecasts that precede the measurements: a student is then built with stand-ins of the same kind.
@@ -20,4 +23,4 @@ NOTHING_MEASURED = Measured()
 
 def needs_measuring(config: StudentModel) -> bool:
     """Return whether measurements decide how the student is built."""
-    return config.kept_tokens is not None
+    return config.kept_tokens is not None or config.layers == "importance"

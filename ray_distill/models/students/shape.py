@@ -50,7 +50,8 @@ def shape_student(
         ConfigError, ModelError: as `build_student`.
     """
     teacher = read_config(folder, own)
-    taken = take_layers(teacher, config, own.model) if config.source == "teacher_layers" else None
+    copied = config.source == "teacher_layers"
+    taken = take_layers(teacher, config, own.model, measured.layers) if copied else None
     found = changed_config(teacher, config.overrides if taken is None else taken.overrides, kind.config_fields)
     kind.check_config(found, f"(student.model.overrides of {own.model})" if taken is None else own.model)
     processor, kept = kind.teacher_processor(folder, found, own), None

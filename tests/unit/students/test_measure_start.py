@@ -10,8 +10,12 @@ from ray_distill.artifacts import LabelSetRef
 from ray_distill.config import Campaign, SnapshotConfig
 from ray_distill.config.load import parse_config
 from ray_distill.errors import DamagedFile
+from ray_distill.labels.model.manifest import TeacherIdentity
 from ray_distill.labels.store.label_store import open_store
-from ray_distill.snapshots.reader import open_snapshot
+from ray_distill.models.io.load import load_model
+from ray_distill.models.students.build import build_student
+from ray_distill.models.students.measured import Measured
+from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.snapshots.take import take_snapshot
 from ray_distill.students import measure_start as measuring
 from ray_distill.students.measure_start import measure_start
@@ -53,6 +57,11 @@ def _config(home: Path, **model: object) -> Campaign:
     )
 
 
+def _measured(config: Campaign, snapshot: Snapshot, output: str) -> Measured:
+    found = load_model(config.labels.teacher, task=config.task)
+    return measure_start(config, snapshot, TeacherIdentity(fingerprint=found.fingerprint), output=output, ranks=ALONE)
+
+
 def _labels(home: Path) -> LabelSetRef:
     return LabelSetRef.from_json((home / "labels.json").read_text())
 
@@ -74,29 +83,46 @@ def test_an_exported_student_has_the_tokens_of_the_train_rows(home: Path, tmp_pa
 def test_tokens_are_counted_once(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second time they are read; other lengths of text are counted apart; a damaged file is refused."""
     config, snapshot = _config(home, vocabulary={"tokens": 100}), open_snapshot(_labels(home).snapshot)
-    first = measure_start(config, snapshot, str(tmp_path), ALONE)
+    first = _measured(config, snapshot, str(tmp_path))
     assert first.counts is not None and first.counts.sum() > 500
     with monkeypatch.context() as patch:
         patch.setattr(measuring, "count_tokens", None)
-        again = measure_start(_config(home, vocabulary={"keep": 0.5}), snapshot, str(tmp_path), ALONE)
+        again = _measured(_config(home, vocabulary={"keep": 0.5}), snapshot, str(tmp_path))
     assert again.counts is not None and again.counts.tolist() == first.counts.tolist()
-    shorter = measure_start(_config(home, vocabulary={"keep": 0.5}, max_length=5), snapshot, str(tmp_path), ALONE)
+    shorter = _measured(_config(home, vocabulary={"keep": 0.5}, max_length=5), snapshot, str(tmp_path))
     assert shorter.counts is not None and shorter.counts.sum() < first.counts.sum()
     assert len(list((tmp_path / "measured").iterdir())) == 2
-    assert measure_start(_config(home), snapshot, str(tmp_path / "none"), ALONE).counts is None
+    assert _measured(_config(home), snapshot, str(tmp_path / "none")).counts is None
     assert not (tmp_path / "none").exists()
+
+
+def test_layers_are_measured_once(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second time they are read, and a student has them; another number of layers is measured apart."""
+    config, snapshot = _config(home, keep=2, layers="importance"), open_snapshot(_labels(home).snapshot)
+    first = _measured(config, snapshot, str(tmp_path))
+    assert first.layers is not None and len(first.layers.kept) == 2 and len(first.layers.kl) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring, "choose_layers", None)
+        assert _measured(config, snapshot, str(tmp_path)) == first
+    assert _measured(_config(home, keep=1, layers="importance"), snapshot, str(tmp_path)) != first
+    assert len(list((tmp_path / "measured").iterdir())) == 2
+    model = build_student(
+        config.student.model, task=config.task, classes=CLASSES, teacher=config.labels.teacher, seed=0, measured=first
+    )
+    assert list(model.describe["copied_layers"].values()) == list(first.layers.kept)
+    assert model.describe["removed_layers"] == list(first.layers.removed)
 
 
 def test_a_damaged_measurement_is_deleted_and_measured_again(home: Path, tmp_path: Path) -> None:
     """The message is followed to the letter."""
     config, snapshot = _config(home, vocabulary={"tokens": 100}), open_snapshot(_labels(home).snapshot)
-    first = measure_start(config, snapshot, str(tmp_path), ALONE)
+    first = _measured(config, snapshot, str(tmp_path))
     (stored,) = (tmp_path / "measured").iterdir()
     whole = stored.read_text()
     stored.write_text(whole.replace('"counts": [0, ', '"counts": [7, ').replace("0,\n", "7,\n", 1))
     with pytest.raises(DamagedFile, match=r"measured/.*\.json is damaged: .*; delete it, and it is measured again"):
-        measure_start(config, snapshot, str(tmp_path), ALONE)
+        _measured(config, snapshot, str(tmp_path))
     stored.unlink()
-    again = measure_start(config, snapshot, str(tmp_path), ALONE)
+    again = _measured(config, snapshot, str(tmp_path))
     assert first.counts is not None and again.counts is not None
     assert first.counts.tolist() == again.counts.tolist() and stored.read_text() == whole

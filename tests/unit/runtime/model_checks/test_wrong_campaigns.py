@@ -167,6 +167,21 @@ MISTAKES: dict[str, Wrong] = {
     "more layers than there are": w(
         "rows", {"student.model": {"from": "teacher_layers", "keep": 9}}, "student.model.keep", "9", "2"
     ),
+    "layer beyond the last": w(
+        "rows",
+        {"student.model": {"from": "teacher_layers", "layers": [0, 2]}},
+        "student.model.layers",
+        "[0, 2]",
+        "2 layers",
+        "from 0 to 1",
+    ),
+    "more layers by importance than there are": w(
+        "rows",
+        {"student.model": {"from": "teacher_layers", "keep": 9, "layers": "importance"}},
+        "student.model.keep",
+        "9",
+        "2",
+    ),
     "width that heads do not divide": w(
         "rows", {"student.model.overrides": {"hidden_size": 31}}, "student", "31", "attention heads"
     ),

@@ -7,7 +7,7 @@ next command accepts it; nothing else passes between stages.
 import json
 import math
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
@@ -153,6 +153,43 @@ class StudentRef(Artifact):
     """Which of the campaign's models this is: ``student``, or a baseline trained beside it."""
     labels: LabelSetRef
     """Labels it was trained from."""
+
+
+class Calibration(Document):
+    """The temperature of an arm, and what it changes on the calibration split."""
+
+    temperature: float
+    """Divisor of the logits; 1 = they are as they were trained."""
+    where: Literal["", "head", "decision"] = ""
+    """Where it is: in the weights of the last layer; in the metadata; nowhere, because it is 1."""
+    against: Literal["", "true labels", "teacher"] = ""
+    """What the probabilities were compared with."""
+    rows: int = 0
+    """Rows that it was fitted on."""
+    nll_before: Number = math.nan
+    """Mean NLL in nats; against the teacher, cross-entropy with its distributions."""
+    nll_after: Number = math.nan
+    ece_before: Number = math.nan
+    """Calibration error, in as many bins as the evaluation has by default."""
+    ece_after: Number = math.nan
+    reason: str = ""
+    """Why the temperature is 1, or that it is a bound of the search; empty for others."""
+
+    @property
+    def in_words(self) -> str:
+        """Return the result as a phrase, without a full stop."""
+        if not self.rows:
+            return f"temperature 1: {self.reason}"
+        measured = (
+            f"on {self.rows:,} rows of the calibration split, against {self.shown_against}: ECE "
+            f"{self.ece_before:.4f} before, {self.ece_after:.4f} after; NLL {self.nll_before:.4f}, {self.nll_after:.4f}"
+        )
+        return f"temperature {self.temperature:g} {measured}{f' ({self.reason})' if self.reason else ''}"
+
+    @property
+    def shown_against(self) -> str:
+        """Return what the probabilities were compared with, as a noun."""
+        return "the teacher" if self.against == "teacher" else self.against
 
 
 class Estimate(Artifact):

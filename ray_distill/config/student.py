@@ -385,6 +385,12 @@ class StudentConfig(Section):
         default_factory=lambda: {"soft": LossConfig(weight=0.9), "hard": LossConfig(weight=0.1)}, min_length=1
     )
     training: TrainingConfig = TrainingConfig()
+    calibrate: Literal["temperature", "none"] = Field(
+        "temperature",
+        description="temperature: divide the logits of every arm by the one number with which its probabilities fit "
+        "the calibration split best, before it is exported (language models are exported as trained); none: export all "
+        "as trained",
+    )
     mixture: MixtureConfig | None = Field(None, description="label sets to learn from beside `labels`; default: none")
     ceiling: str | None = Field(
         None, description="source of the teacher's own labelled rows, for a ceiling if allowed", json_schema_extra=INPUT

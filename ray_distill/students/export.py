@@ -2,23 +2,29 @@
 
 import copy
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from ray_distill.artifacts import Document, LabelSetRef, StudentRef
+from ray_distill.artifacts import Calibration, Document, LabelSetRef, StudentRef
 from ray_distill.errors import DistillError, TrainingError
-from ray_distill.models.core.checkpoint_files import is_saved
+from ray_distill.models.core.checkpoint_files import is_saved, read_facts
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.save import save_model
 from ray_distill.storage import files
 from ray_distill.storage.scratch import Scratch
 from ray_distill.storage.sealed import read_document, write_sealed
+from ray_distill.students.calibration.collect import Calibrate
 from ray_distill.students.checkpoints.store import check_plan
 from ray_distill.students.loop.best_result import Best
 from ray_distill.students.process_group import Ranks
 from ray_distill.tasks.catalogue import get_task
 
+log = logging.getLogger(__name__)
+
+#: Name of the fact that has an arm's `Calibration`.
+_CALIBRATION = "calibration"
 _TRAIN_AGAIN = "delete it to train this arm again"
 
 
@@ -43,6 +49,7 @@ def export_arm(
     labels: LabelSetRef,
     facts: Mapping[str, Any],
     plan: Mapping[str, Any],
+    calibrate: Calibrate | None = None,
     decide: Callable[[Model], Mapping[str, Any]],
     ranks: Ranks,
 ) -> StudentRef:
@@ -56,15 +63,21 @@ def export_arm(
         labels: the label set it was trained from.
         facts: plain JSON for the card and the metadata.
         plan: the plan that a later run must have to reuse this arm.
-        decide: returns `Model.decision` of the model with the best weights; called on the first rank.
+        calibrate: gives the model with the best weights its temperature; None = its probabilities are kept. Like
+            ``decide``, it is called on the first rank.
+        decide: returns what else turns the calibrated probabilities into answers: `Model.decision`.
         ranks: the process group; the first rank writes.
     """
     ref = None
     if ranks.first:
         module = copy.deepcopy(model.module)
         module.load_state_dict(best.weights)
-        trained = replace(model, module=module)
-        decided = replace(trained, decision=decide(trained))
+        trained, found = replace(model, module=module, decision={}), None
+        if calibrate is not None:
+            trained, found = calibrate(trained)
+            log.info("%s: %s", arm, found.in_words)
+            facts = {**facts, _CALIBRATION: found.to_dict()}
+        decided = replace(trained, decision={**trained.decision, **decide(trained)})
         ref = _write(output, arm, decided, best, labels=labels, facts=facts, plan=plan)
     shared: StudentRef = ranks.share(ref)
     return shared
@@ -86,6 +99,16 @@ def exported_arm(
         raise TrainingError(f"{marker_url(output, arm)} is of the arm {marker.arm}: {_TRAIN_AGAIN}")
     check_plan(marker.plan, plan, f"the exported model {url}", folder=url)
     return StudentRef(url=url, fingerprint=marker.fingerprint, arm=arm, labels=labels)
+
+
+def exported_calibration(url: str) -> Calibration | None:
+    """Return how an exported arm's temperature was fitted; None if it is exported as trained.
+
+    Raises:
+        ChangedModel: the facts beside the model are missing or were changed.
+    """
+    found = read_facts(url).get(_CALIBRATION)
+    return None if found is None else Calibration.from_dict(found, url)
 
 
 def marker_url(output: str, arm: str) -> str:
@@ -113,10 +136,13 @@ def model_card(arm: str, model: Model, best: Best, facts: Mapping[str, Any]) -> 
         "| | |",
         "|---|---|",
     ]
-    lines += [f"| {name.replace('_', ' ')} | {_shown(value)} |" for name, value in facts.items()]
+    lines += [f"| {name.replace('_', ' ')} | {_shown(facts[name])} |" for name in facts if name != _CALIBRATION]
     lines += [f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in best.score.metrics.items()]
     lines += [f"| model: {name.replace('_', ' ')} | {_shown(value)} |" for name, value in model.describe.items()]
     lines += ["", f"The weights are those after step {best.step}, the best on the validation split."]
+    if _CALIBRATION in facts:
+        found = Calibration.from_dict(facts[_CALIBRATION])
+        lines += ["", f"Calibration: {found.in_words}. Validation results are from before it."]
     return "\n".join(lines) + "\n"
 
 

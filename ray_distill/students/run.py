@@ -28,6 +28,7 @@ from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
 from ray_distill.storage.portable import movable
 from ray_distill.students.arms import Arm, arm_by_name, arm_rows
+from ray_distill.students.calibration.collect import Units, calibrator
 from ray_distill.students.checkpoints.store import prune
 from ray_distill.students.data.answer_format import LearnFacet, learn_facet
 from ray_distill.students.data.build_examples import build_examples
@@ -99,6 +100,7 @@ class Workshop:
     """Shares of the mixed sources."""
     ceiling: Examples | None
     validation: PositionExamples
+    calibration: Units
     judge: Validator
     pairs: Mapping[str, dict[int, int]]
     """Student layer to stored teacher layer, by the name of each loss of hidden states."""
@@ -227,6 +229,7 @@ def _open(job: TrainingJob, ranks: Ranks) -> Workshop:
         shares=shares,
         ceiling=ceiling,
         validation=data.validation,
+        calibration=data.calibration,
         judge=learn.validator(data.validation),
         pairs=pairs,
         steps=math.ceil(training.epochs * steps_per_epoch(len(epoch.rows), training.global_batch)),
@@ -236,7 +239,7 @@ def _open(job: TrainingJob, ranks: Ranks) -> Workshop:
 def _ceiling(
     job: TrainingJob, config: Campaign, snapshot: Snapshot, *, model: Model, manifest: StoreManifest
 ) -> PositionExamples | None:
-    """Return the teacher's own labelled rows, without the campaign's validation and test rows."""
+    """Return the teacher's own labelled rows, without those on which the campaign is evaluated."""
     if "ceiling_true_labels" not in job.arms:
         return None
     if job.ceiling is None:
@@ -249,7 +252,7 @@ def _ceiling(
     table = pa.concat_tables([source.read(split, columns) for split in ("train", "validation", "calibration", "test")])
     for column in answers.truth_columns:
         table = table.filter(pc.is_valid(table[column]))
-    for split in ("validation", "test"):
+    for split in ("validation", "calibration", "test"):
         evaluated = snapshot.read(split, ["row_id"])["row_id"].combine_chunks()
         table = table.filter(pc.invert(pc.is_in(table["row_id"], value_set=evaluated)))
     return build_examples(table, answers=answers, processor=model.processor, labels=None, name="ceiling")
@@ -269,6 +272,9 @@ def _run_arm(workshop: Workshop, arm: Arm, reporter: Reporter) -> StudentRef:
         labels=workshop.job.labels,
         facts=_facts(workshop, arm, runs[best]),
         plan=arm_plan(workshop.job, arm),
+        calibrate=calibrator(
+            workshop.job.config.student.calibrate, learn.CONFIDENCE, workshop.calibration, runs[best].training
+        ),
         decide=partial(learn.fit_decision, validation=workshop.validation, training=runs[best].training),
         ranks=workshop.ranks,
     )

@@ -82,7 +82,8 @@ class TransformersTeacher:
         answered, apart = self.task.answers.store.positions(encoded), self.model.apart
         if apart is None:
             output = forward(self.model.module, batch, request.layers)
-            return self._distributions(output.logits_BV, answered, request, encoded.row_ids), output
+            logits = output.logits_BV / self.model.temperature
+            return self._distributions(logits, answered, request, encoded.row_ids), output
         body, head = apart
         states = forward_body(body, head, batch, request.layers)
         places = Places(row_offsets=answered.offsets, position=answered.values, logits=None)

@@ -35,3 +35,9 @@ def mean_curve(weight: Floats, claimed: Floats, hits: Floats) -> Curve:
     """Return the curve of each bin's total weight, probability and hits."""
     some = weight > 0
     return claimed[some] / weight[some], hits[some] / weight[some], weight / weight.sum()
+
+
+def calibration_error(probability_N: Floats, hit_N: Floats, weight_N: Floats, bins: int) -> float:
+    """Return the mean gap of probabilities and frequencies; arguments as `reliability_curve`."""
+    claimed, hits, share = reliability_curve(probability_N, hit_N, weight_N, bins)
+    return float((np.abs(claimed - hits) * share[share > 0]).sum())

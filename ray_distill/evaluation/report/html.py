@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from ray_distill.artifacts import Decision, Estimate, EvalReport
+from ray_distill.artifacts import Calibration, Decision, Estimate, EvalReport
 from ray_distill.evaluation.measures.cost import CostReport, StageCost, paid_in_words
 from ray_distill.evaluation.measures.drift import DriftReport
 from ray_distill.evaluation.predict.texts import Written
@@ -41,6 +41,8 @@ def render_report(
     drift: DriftReport | None = None,
     cost: CostReport | None = None,
     provenance: Mapping[str, str] | None = None,
+    more_notes: Sequence[str] = (),
+    calibrations: Mapping[str, Calibration] | None = None,
     written: Sequence[Written] = (),
 ) -> str:
     """Render the page.
@@ -56,6 +58,8 @@ def render_report(
         drift: the comparison of snapshots, if one was made.
         cost: the campaign's bill, if it was metered.
         provenance: fingerprints and other facts, by name; the report's and student's own are added.
+        more_notes: findings that follow the report's.
+        calibrations: how temperatures were fitted, by arm.
         written: what language models wrote, where ``evaluation.prompts`` is set.
 
     Returns:
@@ -72,7 +76,8 @@ def render_report(
         decision=decision,
         words=words,
         tiles=_tiles(report, words),
-        notes=report.notes,
+        notes=[*report.notes, *more_notes],
+        calibration=_calibration_table(calibrations or {}),
         quality=_quality_table(report, words),
         efficiency=_efficiency_table(report),
         headline=get_task(report.task).answers.headline,
@@ -222,6 +227,27 @@ def _difference(difference: Estimate | None, metric: Metric) -> dict[str, str]:
     if better is not None and (difference.low > 0 or difference.high < 0):
         tone = "good" if (difference.low > 0) == better else "bad"
     return estimate_cell(difference, metric.decimals, sign=True, tone=tone)
+
+
+def _calibration_table(calibrations: Mapping[str, Calibration]) -> Table | None:
+    """Return the arms' temperatures, with NLL and calibration error before and after, if any."""
+    if not calibrations:
+        return None
+    rows, reasons = [], any(found.reason for found in calibrations.values())
+    for arm in ordered_arms(calibrations):
+        found = calibrations[arm]
+        figures = [
+            cell(f"{found.temperature:g}"),
+            *(
+                cell(f"{value:.4f}" if found.rows else NONE)
+                for value in (found.ece_before, found.ece_after, found.nll_before, found.nll_after)
+            ),
+            cell(f"{found.rows:,}", below=found.against),
+            *([cell(found.reason or NONE)] if reasons else []),
+        ]
+        rows.append({"name": arm_name(arm), "cells": figures, "strong": arm == "student"})
+    headings = ["Model", "Temperature", "ECE before", "ECE after", "NLL before", "NLL after", "Rows"]
+    return {"headings": [*headings, *(["Remark"] if reasons else [])], "rows": rows}
 
 
 def _slice_table(report: EvalReport, words: Wording) -> Table | None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from torch import nn
 
@@ -11,6 +11,10 @@ from ray_distill.labels.model.part_specs import AnswerSpace
 from ray_distill.models.core.shape_probe import States, probe
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.inputs.modality import Processor
+
+#: Key of `Model.decision` for a temperature that is not part of the weights; the families' ``answer_requests``, which
+#: import nothing, have the same word.
+TEMPERATURE: Final = "temperature"
 
 
 class ModelParts(NamedTuple):
@@ -60,6 +64,11 @@ class Model:
     """Facts for the model card: architecture, parameters, how the weights came about."""
     decision: Mapping[str, Any] = field(default_factory=dict)
     """How probabilities become answers, as the family fitted it: plain JSON, empty if nothing was fitted."""
+
+    @property
+    def temperature(self) -> float:
+        """Divisor of the logits wherever they become probabilities; 1 if it is part of the weights."""
+        return float(self.decision.get(TEMPERATURE, 1.0))
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -1,13 +1,13 @@
 """Run the evaluation stage: judge the models; record metrics, plots, page and student."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_distill.artifacts import Decision, EvalReport, ModelReport, SnapshotRef, StudentRef
+from ray_distill.artifacts import Calibration, Decision, EvalReport, ModelReport, SnapshotRef, StudentRef
 from ray_distill.config import Campaign
 from ray_distill.config.identity import identity
 from ray_distill.errors import ConfigError, EvaluationError, StorageError
@@ -36,6 +36,7 @@ from ray_distill.storage.portable import movable, portable
 from ray_distill.storage.scratch import Scratch
 from ray_distill.storage.sealed import read_sealed
 from ray_distill.students.arms import ARMS
+from ray_distill.students.export import exported_calibration
 from ray_distill.students.telemetry.curves import curve_url, read_curve
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tracking.base import Run
@@ -245,8 +246,12 @@ def check_report(report: EvalReport) -> None:
         _verified(report, name)
 
 
-def publish(session: Session, run: Run, report: EvalReport, decision: Decision) -> str:
+def publish(
+    session: Session, run: Run, report: EvalReport, decision: Decision, *, more_notes: Sequence[str] = ()
+) -> str:
     """Render the review page with the verdict; store it beside the report and on ``run``.
+
+    ``more_notes`` are findings that follow the report's.
 
     Returns:
         The URL of the page.
@@ -267,6 +272,8 @@ def publish(session: Session, run: Run, report: EvalReport, decision: Decision) 
         drift=_drift(session),
         cost=costs,
         provenance=_provenance(session, report),
+        more_notes=more_notes,
+        calibrations=_calibrations(report),
         written=from_json(texts) if texts else (),
     )
     url = files.join(_folder(report), "report.html")
@@ -344,6 +351,12 @@ def _history(report: EvalReport) -> dict[str, list[tuple[int, float]]]:
         if curve:
             history[arm] = [(step, values["loss"]) for step, values in curve.items()]
     return history
+
+
+def _calibrations(report: EvalReport) -> dict[str, Calibration]:
+    """Return how temperatures were fitted, by arm; without arms that are exported as trained."""
+    found = {arm: exported_calibration(report.models[arm].url) for arm in ARMS if arm in report.models}
+    return {arm: calibration for arm, calibration in found.items() if calibration is not None}
 
 
 def _drift(session: Session) -> DriftReport | None:

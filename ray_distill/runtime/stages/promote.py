@@ -9,12 +9,14 @@ from ray_distill.fingerprint import fingerprint
 from ray_distill.models.io.trained import open_trained
 from ray_distill.promotion.chain import Entry, read_chain, record_decision
 from ray_distill.promotion.gate import decide
+from ray_distill.promotion.over_compression import over_compression
 from ray_distill.promotion.rules import gate_fingerprint
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.session import Session, Stage, user
 from ray_distill.runtime.stages import evaluate
 from ray_distill.runtime.stages.follow_chain import follow_chain, model_name, tags_of
 from ray_distill.runtime.stages.train import absent_arms
+from ray_distill.students.export import exported_calibration
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.text import arm_name, ordered_arms
 from ray_distill.tracking.views import DESCRIPTION, TITLE
@@ -52,8 +54,9 @@ def promote(session: Session, report: EvalReport) -> Decision:
         for run in (stage.run, session.parent):
             run.tags({"verdict": str(decision.verdict), "reasons": " ".join(decision.reasons)})
         session.parent.tags({TITLE: f"{decision.verdict} {session.config.campaign}"})
-        page = evaluate.publish(session, session.parent, report, decision)
-        session.parent.tags({DESCRIPTION: summary(report, decision, page)})
+        notes = _over_compression(session, report)
+        page = evaluate.publish(session, session.parent, report, decision, more_notes=notes)
+        session.parent.tags({DESCRIPTION: summary(report, decision, page, more_notes=notes)})
         console.report(f"promote: {decision.verdict} — {' '.join(decision.reasons)}", verdict=str(decision.verdict))
         registered = _register(session, stage, report, decision)
     if registered:
@@ -156,8 +159,17 @@ def _register(session: Session, stage: Stage, report: EvalReport, decision: Deci
     return True
 
 
-def summary(report: EvalReport, decision: Decision, page: str) -> str:
-    """Return the parent run's Markdown: verdict, reasons, and a table of the brief metrics."""
+def _over_compression(session: Session, report: EvalReport) -> list[str]:
+    """Report a student that was compressed too far; return the note, or nothing."""
+    calibration = exported_calibration(report.student.url)
+    found = over_compression(report, session.config.gate, calibration)
+    if found:
+        console.report(f"promote: {found}")
+    return [found] if found else []
+
+
+def summary(report: EvalReport, decision: Decision, page: str, *, more_notes: Sequence[str] = ()) -> str:
+    """Return the parent run's Markdown: verdict, reasons, table of the brief metrics, notes."""
     answers = get_task(report.task).answers
     (first, *others), costs = answers.brief, [answers.efficiency[name] for name in _COSTS]
     headings = ["Model", f"{first.heading} (95 % interval)", *(metric.heading for metric in (*others, *costs))]
@@ -178,4 +190,12 @@ def summary(report: EvalReport, decision: Decision, page: str) -> str:
             *(metric.show(getattr(model.efficiency, metric.name)) for metric in costs),
         ]
         lines.append(f"| {' | '.join([arm_name(arm), *cells])} |")
-    return "\n".join([*lines, "", *[f"- {note}" for note in report.notes], "", f"Review page: `report.html` ({page})"])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            *[f"- {note}" for note in (*report.notes, *more_notes)],
+            "",
+            f"Review page: `report.html` ({page})",
+        ]
+    )

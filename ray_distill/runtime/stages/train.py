@@ -24,6 +24,7 @@ from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.storage.sealed import read_sealed, write_sealed
 from ray_distill.students.arms import arm_by_name, campaign_arms
+from ray_distill.students.export import exported_calibration
 from ray_distill.students.run import TrainingJob, arm_plan
 from ray_distill.students.telemetry.curves import CurveReader, Points, StepMetrics
 from ray_distill.tasks.catalogue import get_task
@@ -73,10 +74,27 @@ def train(session: Session, labels: LabelSetRef, *, resume: bool) -> dict[str, S
         curves = Curves(session, stage, job.output, TrainingGauges(session.config.campaign))
         refs = train_ranks(job, training, on_poll=curves.poll)
         curves.record()
+        for trained in refs:
+            _record_calibration(stage, trained)
         stage.meter.wrote(sum(item.size for ref in refs for item in files.list_files(ref.url)))
     students = {ref.arm: ref for ref in refs}
     session.finish("train", fingerprint(_plans(job)), {arm: ref.to_dict() for arm, ref in students.items()})
     return students
+
+
+def _record_calibration(stage: Stage, ref: StudentRef) -> None:
+    """Record and report the temperature of an arm, and its calibration error before and after."""
+    found = exported_calibration(ref.url)
+    if found is None:
+        return
+    console.report(f"train {ref.arm}: {found.in_words}", arm=ref.arm, temperature=found.temperature)
+    figures = {"ece_before": found.ece_before, "ece_after": found.ece_after} if found.rows else {}
+    stage.run.metrics(
+        {
+            f"{ref.arm}_calibration_{name}": value
+            for name, value in {"temperature": found.temperature, **figures}.items()
+        }
+    )
 
 
 def _clear(session: Session, folder: str) -> None:

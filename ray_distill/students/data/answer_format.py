@@ -17,6 +17,7 @@ from ray_distill.tasks.encoded import Batch, Encoded
 from ray_distill.tasks.task import Task
 
 if TYPE_CHECKING:
+    from ray_distill.students.calibration.fit import Confidence
     from ray_distill.students.data.examples import PositionExamples
     from ray_distill.students.loop.validation import Objective, Validator
 
@@ -90,6 +91,8 @@ class LearnFacet(Protocol):
     LOSSES: Mapping[str, type[Loss]]
     #: Whether the student's head is fused with its losses, so that the logits of all positions are never in memory.
     FUSED: bool
+    #: How logits become probabilities, to which a temperature is fitted; None: the family's are left as trained.
+    CONFIDENCE: "Confidence | None"
     #: The metrics of `validator`'s scores by which trials may be compared.
     OBJECTIVES: Mapping[str, "Objective"]
 

@@ -1,8 +1,9 @@
 """Open the training and validation rows of a student: in memory if they fit, else streamed."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +33,8 @@ class Opened:
     sources: Index
     """``[M+1]`` number of the first row of each source."""
     validation: PositionExamples
+    calibration: Callable[[], Iterator[PositionExamples]]
+    """Yields the calibration split of the first source, unit by unit; nothing is read before."""
 
 
 def open_data(sources: Sequence[Source], training: TrainingConfig, ranks: Ranks) -> Opened:
@@ -72,6 +75,7 @@ def open_data(sources: Sequence[Source], training: TrainingConfig, ranks: Ranks)
         units=facts.bounds,
         sources=facts.bounds[first],
         validation=sources[0].build(table, labels=labels, name="validation"),
+        calibration=partial(_calibration, sources[0]),
     )
 
 
@@ -91,8 +95,15 @@ def _in_memory(sources: Sequence[Source], units: list[Unit]) -> Opened:
         train=join_sets(parts),
         sources=starts,
         validation=validation,
+        calibration=partial(_calibration, sources[0]),
         units=np.append(np.concatenate(known), starts[-1]) if len(known) == len(parts) else None,
     )
+
+
+def _calibration(source: Source) -> Iterator[PositionExamples]:
+    """Yield the units of the calibration split with their distributions, without hidden states."""
+    plain = replace(source, layers=())
+    yield from map(plain.load, plain.units("calibration"))
 
 
 def _bounds(table: pa.Table, units: list[Unit], train: PositionExamples) -> Index | None:

@@ -45,6 +45,8 @@ class Answers:
     before anything is measured: about the mean of the project's golden runs, which range from half of it to twice."""
     beside: tuple[str, ...]
     """Metrics shown next to the headline where there is little room: terminal, a run's description, MLflow's table."""
+    calibration: str = ""
+    """The metric of how far probabilities are from frequencies; empty where the family has none."""
     limits: Mapping[str, Limit]
     """Limits of the gate where the configuration sets none, by metric."""
     robust: tuple[str, ...]

@@ -1,16 +1,17 @@
 """An exported arm: the best weights, what was fitted with them, and the marker that names both."""
 
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from ray_distill.artifacts import LabelSetRef, SnapshotRef
+from ray_distill.artifacts import Calibration, LabelSetRef, SnapshotRef
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
-from ray_distill.students.export import export_arm, exported_arm
+from ray_distill.students.export import export_arm, exported_arm, exported_calibration
 from ray_distill.students.loop.best_result import Best
 from ray_distill.students.loop.validation import Score
 from ray_distill.students.process_group import Ranks
@@ -60,7 +61,44 @@ def test_the_decision_is_fitted_to_the_exported_weights(model: Model, tmp_path: 
         assert torch.equal(trained.module.state_dict()[name], value), name
         assert torch.equal(again.module.state_dict()[name], value), name
         assert not torch.equal(model.module.state_dict()[name], value), name
+    assert exported_calibration(ref.url) is None
     again = partial(exported_arm, str(tmp_path), "student", {"seed": 1}, labels=LABELS, ranks=ALONE)
     assert again() == ref
     shutil.rmtree(ref.url)
     assert again() is None, "whoever deletes it has it trained again"
+
+
+def test_an_arm_is_calibrated_before_its_decision_is_fitted(model: Model, tmp_path: Path) -> None:
+    """The decision sees the calibrated model; facts and card state how its temperature came about."""
+    found = Calibration(
+        temperature=2.0, where="decision", against="true labels", rows=90, nll_before=0.5, nll_after=0.4, ece_before=0.2
+    )
+    seen = list[Model]()
+
+    def calibrate(trained: Model) -> tuple[Model, Calibration]:
+        assert trained.decision == {}, "what an earlier training fitted is not this one's"
+        return replace(trained, decision={"temperature": 2.0}), found
+
+    def decide(trained: Model) -> dict[str, object]:
+        seen.append(trained)
+        return {"thresholds": {"yes": 0.25}}
+
+    ref = export_arm(
+        str(tmp_path),
+        "student",
+        replace(model, decision={"temperature": 9.0, "thresholds": {"no": 0.9}}),
+        best_of(model),
+        labels=LABELS,
+        facts={"campaign": "c", "task": "t"},
+        plan={"seed": 1},
+        calibrate=calibrate,
+        decide=decide,
+        ranks=ALONE,
+    )
+    again = load_model(ref.url, task="text_classification")
+    assert again.decision == {"temperature": 2.0, "thresholds": {"yes": 0.25}} and seen[0].temperature == 2
+    told = exported_calibration(ref.url)
+    assert told is not None and told.temperature == 2 and (told.ece_before, told.rows) == (0.2, 90)
+    card = (Path(ref.url) / "README.md").read_text()
+    assert f"Calibration: {found.in_words}. Validation results are from before it." in card
+    assert "| calibration |" not in card

@@ -35,6 +35,7 @@ CLASSES = Answers(
     headline="accuracy",
     spread=0.3,
     beside=("macro_f1", "ece", "agreement"),
+    calibration="ece",
     limits={"accuracy": Limit(relative=0.97, margin=0.01), "ece": Limit(teacher_margin=0.05)},
     robust=("accuracy", "nll"),
 )

@@ -10,8 +10,8 @@ import torch
 
 
 def columns(logits_NV: torch.Tensor, names: Sequence[str], facts: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return the answers to N requests; none of the checkpoint's ``facts`` is needed."""
-    rows = logits_NV.softmax(-1).numpy()
+    """Return the answers to N requests; ``facts`` of the checkpoint may have a temperature."""
+    rows = (logits_NV / facts.get("decision", {}).get("temperature", 1.0)).softmax(-1).numpy()
     best = [int(row.argmax()) for row in rows]
     return {
         "label": [names[index] for index in best],

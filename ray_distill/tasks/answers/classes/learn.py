@@ -23,11 +23,13 @@ from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.data.row_format import RowFormat
 from ray_distill.students.data.sparse_targets import padded
 from ray_distill.students.loop.validation import MIN_LABELLED, Objective, Score, Validator, row_validator
+from ray_distill.tasks.answers.classes.evaluation.confidence import ClassConfidence
 from ray_distill.tasks.encoded import Encoded
 from ray_distill.tasks.task import Task
 
 #: A student answers once a row: there are no logits to spare.
 FUSED: Final = False
+CONFIDENCE: Final = ClassConfidence()
 LOSSES: Final = catalogue.LOSSES
 OBJECTIVES: Final = {
     "validation_nll": Objective(metric="nll", labelled=True),

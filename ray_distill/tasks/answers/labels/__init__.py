@@ -52,6 +52,7 @@ LABELS = Answers(
     headline="map",
     spread=0.3,
     beside=("micro_f1", "ece", "agreement"),
+    calibration="ece",
     limits={"map": Limit(relative=0.97, margin=0.01), "ece": Limit(teacher_margin=0.03)},
     robust=("map", "nll"),
 )

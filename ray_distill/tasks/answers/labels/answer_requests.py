@@ -16,10 +16,14 @@ DEFAULT_THRESHOLD = 0.5
 
 
 def columns(logits_NV: torch.Tensor, names: Sequence[str], facts: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return the answers to N requests; ``facts`` of the checkpoint have the thresholds by name."""
-    fitted = facts.get("decision", {}).get("thresholds", {})
+    """Return the answers to N requests.
+
+    ``facts`` of the checkpoint have the thresholds by name, and may have a temperature.
+    """
+    decision = facts.get("decision", {})
+    fitted = decision.get("thresholds", {})
     threshold_V = np.array([fitted.get(name, DEFAULT_THRESHOLD) for name in names], np.float64)
-    rows = logits_NV.double().sigmoid().numpy()
+    rows = (logits_NV.double() / decision.get("temperature", 1.0)).sigmoid().numpy()
     return {
         "labels": [[names[index] for index in np.flatnonzero(row >= threshold_V).tolist()] for row in rows],
         "probabilities": rows.tolist(),

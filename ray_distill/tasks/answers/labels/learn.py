@@ -10,7 +10,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
 from torch import Tensor
 
 from ray_distill.config import TrainingConfig
@@ -27,14 +26,13 @@ from ray_distill.losses.binary import (
     require_log_odds,
     stored_logits,
 )
-from ray_distill.models.core.forward import forward
 from ray_distill.models.core.model import Model
+from ray_distill.students.calibration.collect import run_rows
 from ray_distill.students.data.examples import PositionExamples, known_positions
 from ray_distill.students.data.row_format import RowFormat
-from ray_distill.students.engines.engine import training_device
 from ray_distill.students.loop.validation import MIN_LABELLED, Objective, Score, Validator, row_validator
 from ray_distill.students.order.cursor import Index
-from ray_distill.students.order.micro_batches import Budget, micro_batches
+from ray_distill.tasks.answers.labels.evaluation.confidence import LabelConfidence
 from ray_distill.tasks.answers.labels.sets import UNKNOWN
 from ray_distill.tasks.answers.labels.store import sets_of
 from ray_distill.tasks.answers.labels.thresholds import fit_thresholds
@@ -45,6 +43,7 @@ Sets = npt.NDArray[np.bool_]
 
 #: A student answers once a row: there are no logits to spare.
 FUSED: Final = False
+CONFIDENCE: Final = LabelConfidence()
 LOSSES: Final = {**catalogue.LOSSES, "soft": BinarySoft, "hard": BinaryHard, "teacher_hard": BinaryTeacherHard}
 OBJECTIVES: Final = {
     "validation_nll": Objective(metric="nll", labelled=True),
@@ -124,20 +123,13 @@ def fit_decision(model: Model, validation: PositionExamples, training: TrainingC
     return {"thresholds": dict(zip(model.classes, found.tolist(), strict=True))}
 
 
-@torch.inference_mode()
 def student_log_odds(
     model: Model, data: PositionExamples, rows: Index, training: TrainingConfig
 ) -> npt.NDArray[np.float32]:
-    """Return the model's logits ``[N, V]`` of some rows, computed on the device of training."""
-    module, lengths = model.module.to(training_device(training)).eval(), data.lengths
+    """Return the model's log-odds ``[N, V]`` of some rows, computed on the device of training."""
     found = np.empty((len(rows), len(model.classes)), np.float32)
-    places = np.arange(len(rows), dtype=np.int64)
-    for micro in micro_batches(
-        places, rank=0, world=1, budget=Budget.of(training), lengths_BF=None if lengths is None else lengths[rows]
-    ):
-        inputs, _ = data.batch(rows[micro.rows])
-        logits_BV = forward(module, inputs).logits_BV.float().cpu().numpy()
-        found[micro.rows[micro.real]] = logits_BV[micro.real]
+    for at, logits_BV, _ in run_rows(model, data, rows, training):
+        found[at] = (logits_BV / model.temperature).float().numpy()
     return found
 
 

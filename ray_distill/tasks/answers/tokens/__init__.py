@@ -75,6 +75,7 @@ TOKENS = Answers(
     headline="nll",
     spread=0.4,
     beside=("kl_from_teacher", "ece", "agreement"),
+    calibration="ece",
     # 0.9 of the teacher's NLL is a ninth more of it: DistilGPT2's own loss of likelihood against GPT-2, roughly.
     limits={
         "nll": Limit(relative=0.9, margin=0.01),

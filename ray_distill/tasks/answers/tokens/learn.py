@@ -37,6 +37,8 @@ from ray_distill.tasks.task import Task
 
 #: Logits of all positions over a vocabulary do not fit into memory.
 FUSED: Final = True
+#: Models are sampled at temperatures of their users' own, from T = 1 as trained; see README.
+CONFIDENCE: Final = None
 LOSSES: Final = catalogue.LOSSES
 OBJECTIVES: Final = {"validation_nll": Objective(metric="nll"), "validation_kl": Objective(metric="kl_from_teacher")}
 

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_distill.artifacts import Decision, Efficiency, LabelSetRef, SnapshotRef, StudentRef, Verdict
+from ray_distill.artifacts import Calibration, Decision, Efficiency, LabelSetRef, SnapshotRef, StudentRef, Verdict
 from ray_distill.config import CostConfig, DriftConfig, GateConfig
 from ray_distill.evaluation.measures.cost import cost_report, stage_cost
 from ray_distill.evaluation.measures.drift import DriftSample, compare
@@ -246,6 +246,30 @@ def test_text_from_outside_is_escaped():
     page = page_of(html)
     assert "script" not in page.tags and html.count("&lt;script&gt;") >= 5
     assert "雪" in html and "$1 &amp; co" in html and "<!--" not in html
+
+
+def test_temperatures_stand_on_the_page():
+    """One line an arm, with figures before and after; a remark only where there is one; further notes at the end."""
+    report, predictions = everything(n=60, classes=3, robust=False)
+    fitted = Calibration(
+        temperature=1.37,
+        where="head",
+        against="true labels",
+        rows=160,
+        nll_before=0.5012,
+        nll_after=0.4101,
+        ece_before=0.2034,
+        ece_after=0.0456,
+    )
+    kept = Calibration(temperature=1.0, reason="the calibration split has <few> rows")
+    shown = {"student": fitted, "baseline_hard_labels": kept}
+    about = {"title": "t", "classes": list("abc"), "predictions": predictions, "bins": 5}
+    html = render_report(report, **about, calibrations=shown, more_notes=["Over-compression: so it is."])
+    assert "Temperatures" in page_of(html).headings and "Remark" in html
+    assert all(text in html for text in ("1.37", "0.2034", "0.0456", "0.5012", "0.4101", "160", "&lt;few&gt;"))
+    assert html.index("Over-compression: so it is.") < html.index("<h2>Quality")
+    assert "Remark" not in render_report(report, **about, calibrations={"student": fitted})
+    assert "Temperatures" not in render_report(report, **about)
 
 
 def test_what_was_not_measured_has_no_section():

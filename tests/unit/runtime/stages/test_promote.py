@@ -87,8 +87,9 @@ def _decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(promote, "absent_arms", lambda *parts: {})
     monkeypatch.setattr(promote, "gate_fingerprint", lambda *parts: "")
     monkeypatch.setattr(promote, "open_trained", lambda student: nullcontext())
-    monkeypatch.setattr(promote, "summary", lambda *parts: "")
-    monkeypatch.setattr(evaluate, "publish", lambda *parts: "page")
+    monkeypatch.setattr(promote, "_over_compression", lambda *parts: [])
+    monkeypatch.setattr(promote, "summary", lambda *parts, **more: "")
+    monkeypatch.setattr(evaluate, "publish", lambda *parts, **more: "page")
     monkeypatch.setattr(evaluate, "log_student", lambda session, report: "models:/m-1")
 
 

@@ -26,8 +26,9 @@ def decisions(panel: Panel, arm: str, logits_NV: Tensor) -> pa.Table:
 
     See `Columns`. A label applies where its probability is at least the model's threshold.
     """
-    log_odds_NV = logits_NV.detach().float().cpu().numpy()
-    threshold_V = model_thresholds(panel.models[arm], panel.classes)
+    model = panel.models[arm]
+    log_odds_NV = (logits_NV.detach().float() / model.temperature).cpu().numpy()
+    threshold_V = model_thresholds(model, panel.classes)
     decided_NV = probabilities(log_odds_NV.astype(np.float64)) >= threshold_V
     return pa.table(
         {"log_odds": list_column(log_odds_NV), "decided": set_column(decided_NV)},

@@ -26,6 +26,7 @@ CHECKS: Mapping[str, Callable[[TaskCase], None]] = {
     "storing": store.check_storing,
     "step": learn.check_step,
     "weights": learn.check_weights,
+    "temperature": learn.check_confidence,
     "answers": judge.check_answers,
     "measures": judge.check_measures,
     "parts": judge.check_parts,

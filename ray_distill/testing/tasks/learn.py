@@ -14,6 +14,7 @@ from torch import Tensor
 from ray_distill.config import TrainingConfig
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.losses.base import LossBatch, StudentOutput
+from ray_distill.students.calibration.collect import run_rows
 from ray_distill.students.data.answer_format import learn_facet
 from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.data.examples import PositionExamples, RowWeights
@@ -115,6 +116,27 @@ def _check_unlabelled(found: Lesson) -> None:
             assert without[term.name] == (0, 0), f"{term.name} learns from rows without a truth: {without[term.name]}"
         else:
             assert without[term.name][1] > 0, f"{term.name} needs a truth, and follows the teacher"
+
+
+def check_confidence(case: TaskCase) -> None:
+    """Require probabilities that a temperature can be fitted to; families without any pass.
+
+    Targets must be probabilities, and a model's cross-entropy with its own probabilities must be least at T = 1.
+    """
+    confidence = learn_facet(case.task.answers).CONFIDENCE
+    if confidence is None:
+        return
+    with lesson(case) as found:
+        data, training = found.data, found.trial.training
+        for truth, own in ((True, data.labelled), (False, data.distil)):
+            for _, logits_BV, batch in run_rows(case.student, data, np.flatnonzero(own), training):
+                logits_NV, target_NV = logits_BV.numpy(), confidence.targets(logits_BV, batch, truth=truth).numpy()
+                assert ((target_NV >= 0) & (target_NV <= 1)).all(), "a target is not a probability"
+                own_NV, ones_N = confidence.probabilities(logits_NV), np.ones(len(logits_NV))
+                least = confidence.losses(logits_NV, own_NV)
+                for other in (logits_NV / 2, logits_NV * 2):
+                    assert (confidence.losses(other, own_NV) >= least - 1e-9).all(), "T = 1 is not the least loss"
+                assert 0 <= confidence.calibration_error(logits_NV, target_NV, ones_N) <= 1
 
 
 def measured(term: Term, output: StudentOutput, batch: LossBatch) -> tuple[float, float]:

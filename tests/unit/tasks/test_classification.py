@@ -3,6 +3,8 @@
 import io
 import zlib
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -170,7 +172,8 @@ def test_images_collate_in_the_order_asked() -> None:
 
 def test_predictions_are_log_probabilities() -> None:
     """float32 whatever the logits' dtype, one list a row; the measures take them as they are."""
-    panel = Panel(task=TEXT, models={}, batch=1, bins=5)
+    student: Any = SimpleNamespace(temperature=1.0)
+    panel = Panel(task=TEXT, models={"student": student}, batch=1, bins=5)
     logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 5.0, 0.0]], dtype=torch.bfloat16)
     predictions = log_probabilities(panel, "student", logits)
     logp = np.array(predictions.column("logp").to_pylist())

@@ -5,8 +5,9 @@ in ``log T`` has one minimum.
 
 - *Few rows without a mistake* would give the model any confidence. Therefore `PRIOR_ROWS` further rows, which are as
   calibrated as the model is, join the fit, as Platt's pseudo-examples do. They keep the objective convex.
-- *A temperature that noise explains* is left out: one fitted number lowers the NLL of n rows by about ``1 / n`` nats
-  even where it is of no use (Akaike 1974), and by less it is not an improvement.
+- *A temperature that chance explains* is left out: one fitted number lowers the NLL even where it is of no use. It must
+  pass a likelihood-ratio test at 95 %, in which a row is one observation: answers of one row depend on each other, by
+  which the ratio is divided (Kent, Biometrika 1982).
 """
 
 import math
@@ -28,6 +29,10 @@ Floats = npt.NDArray[np.float64]
 LEAST, GREATEST = 0.05, 20.0
 #: Rows that are as calibrated as the model is, which join the fit.
 PRIOR_ROWS = 10.0
+#: Half of the 95 % point of chi-squared with one degree of freedom: nats, over all rows, that chance explains.
+CHANCE = 1.92
+#: Step of log T in numerical derivatives.
+_STEP = 1e-3
 #: Accuracy of log T; the temperature itself is rounded to four digits, which rounding errors of logits do not change.
 _TOLERANCE = 1e-6
 _DIGITS = 4
@@ -37,6 +42,10 @@ _CELLS = 1 << 20
 
 class Confidence(Protocol):
     """How a family's logits become probabilities; arrays are float64."""
+
+    @property
+    def averaged(self) -> bool:
+        """Whether a row's loss is the mean over its classes, which are answers of their own."""
 
     def targets(self, logits_BV: Tensor, batch: LossBatch, *, truth: bool) -> Tensor:
         """Return the probability of each class, ``[B, V]``: true labels' 1 and 0, or the teacher's.
@@ -108,9 +117,23 @@ def _fit(judged: Judged, confidence: Confidence) -> tuple[float, str]:
     bound = next((end for end in (LEAST, GREATEST) if abs(math.log(found / end)) < 10 * _TOLERANCE), None)
     temperature = bound or float(f"{found:.{_DIGITS}g}")
     gain = _mean_loss(judged, confidence, 1.0) - _mean_loss(judged, confidence, temperature)
-    if not gain * judged.effective_rows > 1:
+    answers = judged.logits_NV.shape[1] if confidence.averaged else 1
+    if not gain * answers * judged.effective_rows > CHANCE * _dependence(judged, confidence, temperature, answers):
         return 1.0, f"{temperature:g} would lower the NLL by {max(gain, 0.0):.4f}, which chance explains"
     return temperature, "" if bound is None else f"a bound of the search, {LEAST:g} to {GREATEST:g}"
+
+
+def _dependence(judged: Judged, confidence: Confidence, temperature: float, answers: int) -> float:
+    """Return how many times the variance of a row's score exceeds that of independent answers; at least 1."""
+    squares = curvature = 0.0
+    for logits_NV, target_NV, weight_N in _chunks(judged):
+        less_N, here_N, more_N = (
+            answers * confidence.losses(logits_NV / (temperature * math.exp(step)), target_NV)
+            for step in (-_STEP, 0.0, _STEP)
+        )
+        squares += float(((more_N - less_N) / (2 * _STEP)) ** 2 @ weight_N)
+        curvature += float((more_N - 2 * here_N + less_N) / _STEP**2 @ weight_N)
+    return max(1.0, squares / curvature) if curvature > 0 else 1.0
 
 
 class _Objective(Protocol):

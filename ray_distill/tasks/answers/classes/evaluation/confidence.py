@@ -18,6 +18,7 @@ class ClassConfidence:
     """A softmax over all classes; see `Confidence`."""
 
     bins: int = EvaluationConfig().bins
+    averaged: bool = False
 
     def targets(self, logits_BV: Tensor, batch: LossBatch, *, truth: bool) -> Tensor:
         """Return 1 for the true class, or the teacher's probability of each."""

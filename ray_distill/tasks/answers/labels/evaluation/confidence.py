@@ -20,6 +20,7 @@ class LabelConfidence:
     """A sigmoid for each label; see `Confidence`."""
 
     bins: int = EvaluationConfig().bins
+    averaged: bool = True
 
     def targets(self, logits_BV: Tensor, batch: LossBatch, *, truth: bool) -> Tensor:
         """Return 1 or 0 by true label, or the teacher's probability of each."""

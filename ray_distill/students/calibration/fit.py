@@ -124,7 +124,7 @@ def _fit(judged: Judged, confidence: Confidence) -> tuple[float, str]:
 
 
 def _dependence(judged: Judged, confidence: Confidence, temperature: float, answers: int) -> float:
-    """Return how many times the variance of a row's score exceeds that of independent answers; at least 1."""
+    """Return the variance of a row's score, over that of independent answers; at least 1."""
     squares = curvature = 0.0
     for logits_NV, target_NV, weight_N in _chunks(judged):
         less_N, here_N, more_N = (

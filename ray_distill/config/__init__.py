@@ -17,18 +17,16 @@ from ray_distill.config.labels import (
     TeacherConfig,
 )
 from ray_distill.config.load import load_config, parse_config
+from ray_distill.config.losses import LossConfig, Schedule, Steps
 from ray_distill.config.plan import PlanConfig
 from ray_distill.config.section import Dtype, Pool, Section
 from ray_distill.config.sequences import SequenceFilters, SequencesConfig
 from ray_distill.config.snapshot import Columns, SnapshotConfig, Splits
 from ray_distill.config.student import (
     CheckpointPolicy,
-    LossConfig,
     MixedLabels,
     MixtureConfig,
     SamplingConfig,
-    Schedule,
-    Steps,
     StudentConfig,
     StudentModel,
     TrainingConfig,

@@ -31,9 +31,10 @@ def over_compression(report: EvalReport, gate: GateConfig, calibration: Calibrat
         return ""
     if _keeps(found):
         return ""
+    doubt = "" if found.lead.broken else ", if not beyond doubt"
     return (
         f"Over-compression: the student keeps the limits of {answers.headline}, and its probabilities are worse than "
-        f"the teacher's: {found.detail}. {_remedy(calibration)}"
+        f"the teacher's{doubt}: {found.detail}. {_remedy(calibration)}"
     )
 
 

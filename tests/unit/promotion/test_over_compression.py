@@ -35,6 +35,9 @@ def test_kept_accuracy_with_lost_calibration_is_named() -> None:
     )
     assert "ece minus the teacher's is +0.0900" in found and "+0.05 is allowed" in found
     assert "Its temperature, 1.4, was fitted on 160 rows" in found and "student.model" in found
+    assert "doubt" not in found
+    doubted = over_compression(judged(accuracy=0.94, ece=0.08), GateConfig(), FITTED)
+    assert "worse than the teacher's, if not beyond doubt: ece minus" in doubted
     wide = GateConfig(limits={"ece": Limit(teacher_margin=0.1)})
     assert over_compression(judged(accuracy=0.94, ece=0.11), wide, FITTED) == ""
     absolute = GateConfig(limits={"ece": Limit(max=0.5)})

@@ -85,6 +85,10 @@ class TrainingError(DistillError):
     """A training run cannot start, or cannot go on."""
 
 
+class Diverged(TrainingError):
+    """A loss of a training run is not finite."""
+
+
 class EvaluationError(DistillError):
     """A measurement cannot be made."""
 

@@ -4,7 +4,7 @@ Every default is one a careful practitioner would choose. Settings that a store 
 names, layers, temperatures, tokenizer) are read from there and never configured twice.
 """
 
-from ray_distill.config.campaign import Campaign
+from ray_distill.config.campaign import Campaign, PlanConfig
 from ray_distill.config.judge import CostConfig, DriftConfig, EvaluationConfig, GateConfig, Limit, TrackingConfig
 from ray_distill.config.labels import (
     CheckConfig,
@@ -18,22 +18,15 @@ from ray_distill.config.labels import (
 )
 from ray_distill.config.load import load_config, parse_config
 from ray_distill.config.losses import LossConfig, Schedule, Steps
-from ray_distill.config.plan import PlanConfig
 from ray_distill.config.section import Dtype, Pool, Section
 from ray_distill.config.sequences import SequenceFilters, SequencesConfig
 from ray_distill.config.snapshot import Columns, SnapshotConfig, Splits
-from ray_distill.config.student import (
-    CheckpointPolicy,
-    MixedLabels,
-    MixtureConfig,
-    SamplingConfig,
-    StudentConfig,
-    StudentModel,
-    TrainingConfig,
-)
+from ray_distill.config.student import MixedLabels, MixtureConfig, StudentConfig, StudentModel
 from ray_distill.config.sweep import StopConfig, SweepConfig, TrialConfig
+from ray_distill.config.training import BudgetConfig, CheckpointPolicy, SamplingConfig, TrainingConfig
 
 __all__ = [
+    "BudgetConfig",
     "Campaign",
     "CheckConfig",
     "CheckpointPolicy",

@@ -4,7 +4,6 @@ from pydantic import Field
 
 from ray_distill.config.judge import CostConfig, DriftConfig, EvaluationConfig, GateConfig, TrackingConfig
 from ray_distill.config.labels import LabelsConfig
-from ray_distill.config.plan import PlanConfig
 from ray_distill.config.section import NOT_DECIDING, OUTPUT, Section
 from ray_distill.config.sequences import SequencesConfig
 from ray_distill.config.snapshot import SnapshotConfig
@@ -12,6 +11,18 @@ from ray_distill.config.student import StudentConfig
 from ray_distill.config.sweep import SweepConfig
 from ray_distill.fingerprint import fingerprint
 from ray_distill.redact import lasting
+
+
+class PlanConfig(Section):
+    """The probe, the error that is acceptable, and how often the labels will be used."""
+
+    rows: int = Field(512, ge=8, description="rows that the teacher labels for the forecast, at most")
+    seconds: float = Field(60, gt=0, description="seconds the teacher is timed for, at most")
+    target_nats: float = Field(1e-3, gt=0, description="KL from the teacher that a stored form may lose, mean nats")
+    students: int = Field(1, ge=1, description="students to be trained from the labels")
+    epochs: float | None = Field(
+        None, gt=0, le=1e6, description="passes over the training rows a student; default: student.training.epochs"
+    )
 
 
 class Campaign(Section):

@@ -73,3 +73,13 @@ class LossConfig(Section):
     def settings(self) -> Mapping[str, Any]:
         """Return all settings except the weight, as given; the loss declares the valid ones."""
         return self.model_extra or {}
+
+    @property
+    def all_settings(self) -> Mapping[str, Any]:
+        """Return the weight and all other settings, as given."""
+        return {"weight": self.weight, **self.settings}
+
+
+def changes(value: Any) -> bool:
+    """Return whether a setting of a loss changes over the training."""
+    return isinstance(value, Schedule | Steps) or (isinstance(value, Mapping) and set(value) == {"step"})

@@ -14,6 +14,9 @@ Temperature = Annotated[float, Field(ge=0.01, le=1000, allow_inf_nan=False)]
 #: `config.identity`.
 NOT_DECIDING: dict[str, JsonValue] = {"decides": False}
 
+#: ``json_schema_extra`` of a field of numbers that may be the word auto.
+AUTO: dict[str, JsonValue] = {"auto": True}
+
 #: ``json_schema_extra`` of a field with paths or URLs that a campaign reads, or writes below: see `config.paths`.
 INPUT: dict[str, JsonValue] = {"path": "input"}
 OUTPUT: dict[str, JsonValue] = {"path": "output", **NOT_DECIDING}

@@ -8,104 +8,43 @@ import copy
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
-from ray_distill.config import Campaign, LossConfig, MixtureConfig
-from ray_distill.config.identity import identity
-from ray_distill.errors import ConfigError
-from ray_distill.labels.model.manifest import StoreManifest
+from ray_distill.artifacts import StudentRef
+from ray_distill.config import CheckpointPolicy
+from ray_distill.errors import Diverged
+from ray_distill.models.core.checkpoint_files import read_facts
 from ray_distill.models.core.model import Model
-from ray_distill.models.students.build import build_student
 from ray_distill.redact import redacted
-from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
-from ray_distill.storage.portable import movable
 from ray_distill.students.arms import Arm, arm_by_name, arm_rows
-from ray_distill.students.calibration.collect import Units, calibrator
+from ray_distill.students.calibration.collect import calibrator
 from ray_distill.students.checkpoints.store import prune
-from ray_distill.students.data.answer_format import LearnFacet, learn_facet
-from ray_distill.students.data.build_examples import build_examples
-from ray_distill.students.data.examples import Examples, PositionExamples
-from ray_distill.students.data.open_data import open_data
-from ray_distill.students.data.open_sources import example_columns, open_labels, open_sources
-from ray_distill.students.data.resampling import Shares, occurrences
+from ray_distill.students.data.resampling import occurrences
 from ray_distill.students.engines.build import build_engine
-from ray_distill.students.engines.engine import check_compiler, checkpoint_activations, compile_module
+from ray_distill.students.engines.engine import checkpoint_activations, compile_module
 from ray_distill.students.export import export_arm, exported_arm, marker_url
-from ray_distill.students.loop.best_result import Best, load_outcome, save_outcome
-from ray_distill.students.loop.train_loop import TrainingRun, checkpoints_url, train_run
-from ray_distill.students.loop.validation import Validator
-from ray_distill.students.measure_start import measure_start
+from ray_distill.students.job import TrainingJob, arm_plan, learn_of, losses_of
+from ray_distill.students.loop.best_result import Best, Ended, load_outcome, save_outcome
+from ray_distill.students.loop.pace import Pace
+from ray_distill.students.loop.train_loop import train_run
+from ray_distill.students.loop.training_run import TrainingRun, checkpoints_url
 from ray_distill.students.modules.student_module import StudentModule, make_projections
-from ray_distill.students.objective.loss_settings import plain_settings, temperatures_of
-from ray_distill.students.objective.validate_losses import (
-    check_losses,
-    check_retained_mass,
-    labels_of,
-    pairs_of,
-    required_layers,
-    scales_of,
-)
+from ray_distill.students.objective.validate_losses import required_layers, scales_of
 from ray_distill.students.objective.weighted_losses import build_terms, group_of
-from ray_distill.students.order.cursor import Index, steps_per_epoch
 from ray_distill.students.order.micro_batches import Budget
 from ray_distill.students.process_group import Ranks, current_ranks
+from ray_distill.students.recipe import first_rates, next_rate, probe_steps
 from ray_distill.students.telemetry.curves import curve_url
 from ray_distill.students.telemetry.memory_report import Sizes, memory_explained
 from ray_distill.students.telemetry.reporter import Reporter
-from ray_distill.tasks.catalogue import get_task
+from ray_distill.students.workshop import Workshop, open_workshop
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingJob:
-    """Everything a rank needs for training, as picklable values."""
-
-    config: Campaign
-    labels: LabelSetRef
-    output: str
-    """Folder of the students; a local path must be absolute, because ranks run in other working directories."""
-    arms: tuple[str, ...] = ("student", "baseline_hard_labels", "baseline_teacher_hard_labels")
-    seed: int = 0
-    resume: bool = False
-    """Whether exported arms, finished runs and checkpoints are reused; if there are none, training starts anew."""
-    teacher_rows_url: str | None = None
-    """Parquet with a ``row_id`` column: rows the teacher was fitted on, which it may not teach."""
-    ceiling: SnapshotRef | None = field(default=None)
-    """The teacher's own labelled rows, for the arm ``ceiling_true_labels``."""
-    others: tuple[LabelSetRef, ...] = ()
-    """The label sets that ``student.mixture`` names, in its order."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workshop:
-    """State that all arms of a job share."""
-
-    job: TrainingJob
-    ranks: Ranks
-    model: Model
-    manifest: StoreManifest
-    train: Examples
-    units: Index | None
-    """Number of the first row of each unit of ``train``."""
-    shares: Shares | None
-    """Shares of the mixed sources."""
-    ceiling: Examples | None
-    validation: PositionExamples
-    calibration: Units
-    judge: Validator
-    pairs: Mapping[str, dict[int, int]]
-    """Student layer to stored teacher layer, by the name of each loss of hidden states."""
-    steps: int
-    """Steps of every arm: the configured epochs of the student's examples."""
 
 
 def run_arms(job: TrainingJob, reporter: Reporter) -> list[StudentRef]:
@@ -132,46 +71,24 @@ def run_arms(job: TrainingJob, reporter: Reporter) -> list[StudentRef]:
         log.info("%s is already trained: %s is reused", name, ref.url)
     if len(refs) == len(arms):
         return list(refs.values())
-    workshop = _open(job, ranks)
+    workshop = open_workshop(job, ranks)
+    pace = workshop.pace
     try:
-        return [refs.get(arm.name) or _run_arm(workshop, arm, reporter) for arm in arms]
+        for arm in arms:
+            if arm.name not in refs:
+                refs[arm.name] = _run_arm(workshop, arm, pace, reporter)
+            if pace.plateau is not None:  # the first arm decides the steps of all
+                ended = _ended(refs[arm.name], ranks)
+                pace = pace.cut(ended.steps, ended.decay_from)
+        return [refs[arm.name] for arm in arms]
     finally:
         workshop.train.close()
 
 
-def arm_plan(job: TrainingJob, arm: Arm) -> dict[str, Any]:
-    """Return the plan of an arm: everything that determines its result, as plain JSON.
-
-    An arm or run made under another plan is not reused. Labels and rows are identified by their fingerprints,
-    independent of their addresses.
-    """
-    config, losses = job.config, _losses(job.config, arm)
-    ceiling = job.ceiling.fingerprint if arm.ceiling and job.ceiling is not None else None
-    student = config.student.model_copy(
-        update={"losses": losses, "ceiling": ceiling, "mixture": _by_content(config.student.mixture, job.others)}
-    )
-    plan = identity(student)
-    for name, loss in losses.items():  # adds the defaults of the loss, which are not in the configuration
-        plan["losses"][name] |= plain_settings(name, loss, _learn(config).LOSSES)
-    return {"labels": job.labels.fingerprint, "arm": arm.name, "seed": job.seed, **movable(plan, config.output_url)}
-
-
-def _by_content(mixture: MixtureConfig | None, others: Sequence[LabelSetRef]) -> MixtureConfig | None:
-    """Replace the addresses of label sets by their fingerprints."""
-    if mixture is None:
-        return None
-    named = zip(mixture.others, others, strict=True)
-    return mixture.model_copy(
-        update={"others": tuple(other.model_copy(update={"labels": ref.fingerprint}) for other, ref in named)}
-    )
-
-
-def _learn(config: Campaign) -> LearnFacet:
-    return learn_facet(get_task(config.task).answers)
-
-
-def _losses(config: Campaign, arm: Arm) -> Mapping[str, LossConfig]:
-    return config.student.losses if arm.losses is None else arm.losses
+def _ended(ref: StudentRef, ranks: Ranks) -> Ended:
+    """Return how long the run of an exported arm was."""
+    facts = ranks.share(read_facts(ref.url) if ranks.first else None)
+    return Ended(steps=facts["steps"], decay_from=facts["decay_from"])
 
 
 def _clear(job: TrainingJob, ranks: Ranks) -> None:
@@ -188,79 +105,14 @@ def _work_url(job: TrainingJob, arm: str) -> str:
     return files.join(job.output, "work", arm)
 
 
-def _open(job: TrainingJob, ranks: Ranks) -> Workshop:
-    """Read snapshots and labels, build the student, and prepare the state that all arms share."""
-    config = job.config
-    labelled = open_labels(config, (job.labels, *job.others))
-    snapshot, manifest = labelled[0][0], labelled[0][1].manifest
-    model = build_student(
-        config.student.model,
-        task=config.task,
-        classes=manifest.space.names,
-        teacher=config.labels.teacher,
-        seed=job.seed,
-        measured=measure_start(config, snapshot, manifest.teacher, output=job.output, ranks=ranks),
-    )
-    losses, training, learn = config.student.losses, config.student.training, _learn(config)
-    wrong = [*check_losses(losses, labels_of(manifest), training, learn.LOSSES), *check_compiler(training)]
-    if wrong:
-        raise ConfigError("\n  ".join(wrong))
-    pairs = pairs_of(losses, tuple(manifest.hidden), model, learn.LOSSES)
-    layers = tuple(sorted({layer for own in pairs.values() for layer in own.values()}))
-    data = open_data(
-        open_sources(config, labelled, model, layers=layers, teacher_rows_url=job.teacher_rows_url), training, ranks
-    )
-    train, mixture = data.train, config.student.mixture
-    rows = arm_rows("student", losses, train, learn.LOSSES)
-    shares = Shares(starts=data.sources, weights=mixture.weights) if mixture and mixture.how == "source" else None
-    epoch = occurrences(rows, train, training.sampling, seed=job.seed, shares=shares)
-    ceiling = _ceiling(job, config, snapshot, model=model, manifest=manifest)
-    for own in (data.validation, *([] if ceiling is None else [ceiling])):
-        Budget.of(training).check(own.lengths)
-    for temperature in temperatures_of(losses, manifest.distributions.temperatures, learn.LOSSES):
-        check_retained_mass(train, rows, temperature)
-    return Workshop(
-        job=job,
-        ranks=ranks,
-        model=model,
-        manifest=manifest,
-        train=train,
-        units=data.units,
-        shares=shares,
-        ceiling=ceiling,
-        validation=data.validation,
-        calibration=data.calibration,
-        judge=learn.validator(data.validation),
-        pairs=pairs,
-        steps=math.ceil(training.epochs * steps_per_epoch(len(epoch.rows), training.global_batch)),
-    )
-
-
-def _ceiling(
-    job: TrainingJob, config: Campaign, snapshot: Snapshot, *, model: Model, manifest: StoreManifest
-) -> PositionExamples | None:
-    """Return the teacher's own labelled rows, without those on which the campaign is evaluated."""
-    if "ceiling_true_labels" not in job.arms:
-        return None
-    if job.ceiling is None:
-        raise ConfigError("the arm ceiling_true_labels needs the teacher's labelled rows: set student.ceiling")
-    source, task = open_snapshot(job.ceiling), get_task(config.task)
-    answers = _learn(config).answer_format(
-        task=task, model=model, manifest=manifest, snapshot_classes=source.classes, training=config.student.training
-    )
-    columns = list(example_columns(task, answers, config.student.training))
-    table = pa.concat_tables([source.read(split, columns) for split in ("train", "validation", "calibration", "test")])
-    for column in answers.truth_columns:
-        table = table.filter(pc.is_valid(table[column]))
-    for split in ("validation", "calibration", "test"):
-        evaluated = snapshot.read(split, ["row_id"])["row_id"].combine_chunks()
-        table = table.filter(pc.invert(pc.is_in(table["row_id"], value_set=evaluated)))
-    return build_examples(table, answers=answers, processor=model.processor, labels=None, name="ceiling")
-
-
-def _run_arm(workshop: Workshop, arm: Arm, reporter: Reporter) -> StudentRef:
+def _run_arm(workshop: Workshop, arm: Arm, pace: Pace, reporter: Reporter) -> StudentRef:
     """Train an arm once for each learning rate and export the best result."""
-    runs, learn = _runs(workshop, arm), _learn(workshop.job.config)
+    learn, run = learn_of(workshop.job.config), _run(workshop, arm, pace)
+    given, tried = workshop.training.learning_rate, dict[float, float]()
+    if not given:
+        tried = _tried_rates(workshop, arm, run, reporter)
+        given = (min(tried, key=lambda rate: tried[rate]),)
+    runs = [_at_rate(workshop, run, number, given) for number in range(len(given))]
     outcomes = [_train_rate(workshop, arm, run, reporter) for run in runs]
     best = min(range(len(runs)), key=lambda i: outcomes[i].score.value)
     log.info("%s: learning rate %g is selected, %s", arm.name, runs[best].rate, outcomes[best].score.metrics)
@@ -270,7 +122,7 @@ def _run_arm(workshop: Workshop, arm: Arm, reporter: Reporter) -> StudentRef:
         workshop.model,
         outcomes[best],
         labels=workshop.job.labels,
-        facts=_facts(workshop, arm, runs[best]),
+        facts=_facts(workshop, arm, runs[best], outcome=outcomes[best], tried=tried),
         plan=arm_plan(workshop.job, arm),
         calibrate=calibrator(
             workshop.job.config.student.calibrate, learn.CONFIDENCE, workshop.calibration, runs[best].training
@@ -284,47 +136,120 @@ def _run_arm(workshop: Workshop, arm: Arm, reporter: Reporter) -> StudentRef:
     return ref
 
 
-def _runs(workshop: Workshop, arm: Arm) -> list[TrainingRun]:
-    training, losses = workshop.job.config.student.training, _losses(workshop.job.config, arm)
+def _run(workshop: Workshop, arm: Arm, pace: Pace) -> TrainingRun:
+    """Return an arm's run without its learning rate."""
+    job, training = workshop.job, workshop.training
+    losses, kinds = losses_of(job.config, arm), learn_of(job.config).LOSSES
     data = workshop.ceiling if arm.ceiling else workshop.train
     assert data is not None
-    kinds = _learn(workshop.job.config).LOSSES
-    rows = arm_rows(arm.name, losses, data, kinds)
     unknown = arm.ceiling and training.sampling is not None and training.sampling.by == "entropy"  # without a teacher
     epoch = occurrences(
-        rows,
+        arm_rows(arm.name, losses, data, kinds),
         data,
         None if unknown else training.sampling,
-        seed=workshop.job.seed,
+        seed=job.seed,
         shares=None if arm.ceiling else workshop.shares,
     )
-    declared = workshop.manifest.distributions.temperatures
     terms = build_terms(
-        losses, kinds=kinds, steps=workshop.steps, temperatures=declared, layers=workshop.pairs, scales=scales_of(data)
+        losses,
+        kinds=kinds,
+        steps=pace.steps,
+        temperatures=workshop.manifest.distributions.temperatures,
+        layers=workshop.pairs,
+        scales=scales_of(data),
     )
     Budget.of(training, group_of(terms)).check(data.lengths)
-    plan = {**arm_plan(workshop.job, arm), "steps": workshop.steps, "rows": len(epoch.rows)}
-    several = len(training.learning_rate) > 1
-    names = [f"{arm.name}/rate-{rate:g}" if several else arm.name for rate in training.learning_rate]
-    return [
-        TrainingRun(
-            name=names[number],
-            data=data,
-            rows=epoch.rows,
-            weights=epoch.weights,
-            terms=terms,
-            url=files.join(_work_url(workshop.job, arm.name), f"run-{number}"),
-            curve=curve_url(workshop.job.output, names[number]),
-            judge=workshop.judge,
-            training=training,
-            rate=rate,
-            steps=workshop.steps,
-            seed=workshop.job.seed,
-            plan={**plan, "rate": rate},
-            units=None if arm.ceiling else workshop.units,
-        )
-        for number, rate in enumerate(training.learning_rate)
-    ]
+    return TrainingRun(
+        name=arm.name,
+        data=data,
+        rows=epoch.rows,
+        weights=epoch.weights,
+        terms=terms,
+        url=files.join(_work_url(job, arm.name), "run"),
+        curve=curve_url(job.output, arm.name),
+        judge=workshop.judge,
+        training=training,
+        rate=math.nan,
+        steps=pace.steps,
+        open_pace=pace,
+        seed=job.seed,
+        plan={**arm_plan(job, arm), "steps": pace.steps, "decay_from": pace.decay_from, "rows": len(epoch.rows)},
+        units=None if arm.ceiling else workshop.units,
+    )
+
+
+def _at_rate(workshop: Workshop, run: TrainingRun, number: int, rates: Sequence[float]) -> TrainingRun:
+    """Return a run at one of an arm's rates; of several, each has its own name."""
+    rate = rates[number]
+    name = f"{run.name}/rate-{rate:g}" if len(rates) > 1 else run.name
+    return replace(
+        run,
+        name=name,
+        url=f"{run.url}-{number}",
+        curve=curve_url(workshop.job.output, name),
+        rate=rate,
+        plan={**run.plan, "rate": rate},
+    )
+
+
+def _tried_rates(workshop: Workshop, arm: Arm, run: TrainingRun, reporter: Reporter) -> dict[float, float]:
+    """Return the validation loss of a short run at each of a few learning rates.
+
+    It is infinite where the run diverged.
+
+    Raises:
+        Diverged: the training diverged at every rate.
+    """
+    found: dict[float, float] = {}
+    rates = list(first_rates(*_size_and_source(workshop.model)))
+    while rates:
+        probe = _probe(run, rates[0], workshop.job.output)
+        try:
+            found[probe.rate] = _train_rate(workshop, arm, probe, reporter).score.value
+        except Diverged as error:
+            found[probe.rate], failed = math.inf, error
+            log.info("%s: %s", probe.name, error)
+        rates = rates[1:]
+        if not rates and (more := next_rate(found)) is not None:
+            rates = [more]
+    if not any(map(math.isfinite, found.values())):
+        raise failed
+    log.info("%s: validation losses by learning rate: %s", arm.name, found)
+    return found
+
+
+def _size_and_source(model: Model) -> tuple[int, str]:
+    """Return the parameters of a student and where its weights come from; see `first_rates`."""
+    source = "adapters" if "lora" in model.describe else str(model.describe.get("source", ""))
+    return sum(parameter.numel() for parameter in model.module.parameters()), source
+
+
+def _probe(run: TrainingRun, rate: float, output: str) -> TrainingRun:
+    """Return a short run that tries a learning rate.
+
+    The rate rises and falls as in the whole run, in fewer steps.
+
+    Args:
+        run: the whole run.
+        rate: the learning rate.
+        output: folder of the students.
+    """
+    steps = probe_steps(run.steps)
+    name, pace = f"{run.name}/probe-{rate:g}", run.pace
+    training = run.training.model_copy(
+        update={"evaluate_every": steps, "checkpoints": CheckpointPolicy(last=1), "patience": 0}
+    )
+    return replace(
+        run,
+        name=name,
+        url=f"{run.url}-probe-{rate:g}",
+        curve=curve_url(output, name),
+        training=training,
+        rate=rate,
+        steps=steps,
+        open_pace=Pace.fixed(training, steps) if pace.decay is None else pace.cut(steps),
+        plan={**run.plan, "steps": steps, "rate": rate},
+    )
 
 
 def _train_rate(workshop: Workshop, arm: Arm, run: TrainingRun, reporter: Reporter) -> Best:
@@ -346,7 +271,7 @@ def _train_rate(workshop: Workshop, arm: Arm, run: TrainingRun, reporter: Report
         make_projections(workshop.model, layers=pairs, widths=run.data.widths, seed=run.seed),
         plain,
         pool=workshop.manifest.pool,
-        fuse=_learn(workshop.job.config).FUSED,
+        fuse=learn_of(workshop.job.config).FUSED,
     )
     if training.compile is not None:
         compile_module(bundle.computing, training.compile)
@@ -363,10 +288,15 @@ def _train_rate(workshop: Workshop, arm: Arm, run: TrainingRun, reporter: Report
     return best
 
 
-def _facts(workshop: Workshop, arm: Arm, run: TrainingRun) -> dict[str, Any]:
+def _facts(
+    workshop: Workshop, arm: Arm, run: TrainingRun, *, outcome: Best, tried: Mapping[float, float]
+) -> dict[str, Any]:
     """Return the facts of an arm for its model card."""
+    assert outcome.ended is not None
     config, labels, teacher = workshop.job.config, workshop.job.labels, workshop.manifest.teacher
-    losses = {name: loss.model_dump(mode="json", exclude_defaults=True) for name, loss in _losses(config, arm).items()}
+    losses = {
+        name: loss.model_dump(mode="json", exclude_defaults=True) for name, loss in losses_of(config, arm).items()
+    }
     mixture = config.student.mixture
     found: dict[str, Any] = redacted(
         {
@@ -381,9 +311,18 @@ def _facts(workshop: Workshop, arm: Arm, run: TrainingRun) -> dict[str, Any]:
             "losses": losses,
             "training_rows": len(np.unique(run.rows)),
             "weigh_by": run.training.weigh_by,
-            "steps": run.steps,
+            "steps": outcome.ended.steps,
+            "decay_from": outcome.ended.decay_from,
+            "most_steps": workshop.pace.steps,
+            "passes": round(outcome.ended.steps / run.epoch_steps, 3),
+            "best_epoch": outcome.step / run.epoch_steps,
             "global_batch": run.training.global_batch,
             "learning_rate": run.rate,
+            **(
+                {"tried_rates": {f"{rate:g}": loss if math.isfinite(loss) else None for rate, loss in tried.items()}}
+                if tried
+                else {}
+            ),
             "precision": run.training.precision,
             **({"ema": run.training.ema} if run.training.ema else {}),
             **({"mixture": mixture.model_dump(mode="json")} if mixture is not None else {}),

@@ -20,13 +20,15 @@ from ray_distill.students.data.answer_format import learn_facet
 from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.engines.build import build_engine
 from ray_distill.students.engines.engine import Engine
-from ray_distill.students.loop.train_loop import TrainingRun, take_step
+from ray_distill.students.loop.train_loop import take_step
+from ray_distill.students.loop.training_run import TrainingRun
 from ray_distill.students.loop.validation import Validator
 from ray_distill.students.modules.student_module import StudentModule, make_projections
 from ray_distill.students.objective.validate_losses import pairs_of, required_layers, scales_of
 from ray_distill.students.objective.weighted_losses import build_terms, group_of
 from ray_distill.students.order.micro_batches import Budget, share_of
 from ray_distill.students.process_group import Ranks
+from ray_distill.students.recipe import some_rate
 from ray_distill.students.telemetry.step_timer import peak_memory
 from ray_distill.tasks.catalogue import get_task
 
@@ -143,7 +145,7 @@ def _prepared(
         terms=terms,
         judge=judge,
         training=training,
-        rate=training.learning_rate[0],
+        rate=some_rate(training),
         steps=STEPS + 1,
         seed=config.seed,
         plan={},

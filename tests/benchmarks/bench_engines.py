@@ -30,7 +30,8 @@ from ray_distill.losses import catalogue
 from ray_distill.models.io.load import load_model
 from ray_distill.students.engines.build import build_engine
 from ray_distill.students.engines.engine import Engine
-from ray_distill.students.loop.train_loop import TrainingRun, take_step
+from ray_distill.students.loop.train_loop import take_step
+from ray_distill.students.loop.training_run import TrainingRun
 from ray_distill.students.modules.student_module import StudentModule, make_projections
 from ray_distill.students.objective.weighted_losses import build_terms
 from ray_distill.students.process_group import current_ranks

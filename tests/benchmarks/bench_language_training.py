@@ -44,7 +44,8 @@ from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.engines.build import build_engine
-from ray_distill.students.loop.train_loop import TrainingRun, take_step
+from ray_distill.students.loop.train_loop import take_step
+from ray_distill.students.loop.training_run import TrainingRun
 from ray_distill.students.modules.student_module import PLACES, StudentModule
 from ray_distill.students.objective.weighted_losses import build_terms
 from ray_distill.students.order.cursor import global_batch_at

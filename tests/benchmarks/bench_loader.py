@@ -50,7 +50,7 @@ from ray_distill.students.data.answer_format import AnswerFormat
 from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.data.open_data import open_data
 from ray_distill.students.data.streaming import Source, StreamedSet
-from ray_distill.students.loop.train_loop import TrainingRun, batches_of
+from ray_distill.students.loop.training_run import TrainingRun, batches_of
 from ray_distill.students.order.prefetch import Feed
 from ray_distill.students.process_group import current_ranks
 from ray_distill.tasks.answers.classes.learn import ClassFormat

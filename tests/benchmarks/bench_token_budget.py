@@ -29,7 +29,8 @@ from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.engines.build import build_engine
 from ray_distill.students.engines.engine import Engine
-from ray_distill.students.loop.train_loop import TrainingRun, micros_of, take_step
+from ray_distill.students.loop.train_loop import take_step
+from ray_distill.students.loop.training_run import TrainingRun, micros_of
 from ray_distill.students.modules.student_module import StudentModule, make_projections
 from ray_distill.students.objective.weighted_losses import build_terms
 from ray_distill.students.process_group import current_ranks

@@ -15,7 +15,7 @@ from ray_distill.runtime.training import launch
 from ray_distill.runtime.training.outcome_channel import OutcomeChannelHandle, RankReporter
 from ray_distill.runtime.training.prometheus import TrainingGauges
 from ray_distill.runtime.training.workers import RUN
-from ray_distill.students.run import TrainingJob
+from ray_distill.students.job import TrainingJob
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("embedded_ray")]
 

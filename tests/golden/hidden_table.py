@@ -54,7 +54,8 @@ from ray_distill.runtime.labelling.identify_teacher import make_manifest, prepar
 from ray_distill.runtime.stages.label import head_of
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
-from ray_distill.students.run import TrainingJob, run_arms
+from ray_distill.students.job import TrainingJob
+from ray_distill.students.run import run_arms
 from ray_distill.students.telemetry.curves import curve_url, read_curve
 from ray_distill.students.telemetry.reporter import SilentReporter
 from ray_distill.tasks.answers.classes.evaluation.measures import compare, measure

@@ -37,7 +37,8 @@ from ray_distill.runtime.core import connection
 from ray_distill.runtime.core.session import absolute
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
-from ray_distill.students.run import TrainingJob, run_arms
+from ray_distill.students.job import TrainingJob
+from ray_distill.students.run import run_arms
 from ray_distill.students.telemetry.reporter import SilentReporter
 from ray_distill.tasks.answers.tokens.evaluation.measures import compare, measure
 from ray_distill.tasks.answers.tokens.evaluation.predictions import predict_documents

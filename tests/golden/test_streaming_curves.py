@@ -12,8 +12,9 @@ from ray_distill.models.io.load import load_model
 from ray_distill.students.data.concat import take_rows
 from ray_distill.students.data.open_data import open_data
 from ray_distill.students.data.open_sources import open_labels, open_sources
+from ray_distill.students.job import TrainingJob
 from ray_distill.students.process_group import current_ranks
-from ray_distill.students.run import TrainingJob, run_arms
+from ray_distill.students.run import run_arms
 from ray_distill.testing.gloo import run_gloo
 from ray_distill.testing.models import write_tiny_causal_model
 from ray_distill.testing.tensors import assert_equal

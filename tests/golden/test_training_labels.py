@@ -23,7 +23,8 @@ from ray_distill.labels.store.label_store import open_store
 from ray_distill.models.io.load import load_model
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.snapshots.take import take_snapshot
-from ray_distill.students.run import TrainingJob, run_arms
+from ray_distill.students.job import TrainingJob
+from ray_distill.students.run import run_arms
 from ray_distill.students.telemetry.curves import curve_url, read_curve
 from ray_distill.students.telemetry.reporter import SilentReporter
 from ray_distill.testing.gloo import run_gloo

@@ -21,8 +21,9 @@ from ray_distill.runtime.training.label_mixture import check_mixture, temperatur
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.students.data.open_data import open_data
 from ray_distill.students.data.open_sources import open_labels, open_sources
+from ray_distill.students.job import TrainingJob
 from ray_distill.students.process_group import Ranks
-from ray_distill.students.run import TrainingJob, run_arms
+from ray_distill.students.run import run_arms
 from ray_distill.testing.labels import fake_manifest, fake_teacher, label_all
 from ray_distill.testing.models import write_tiny_text_model
 from tests.golden.test_training_run import freeze, job_of

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,16 @@ from transformers import AutoModelForSequenceClassification
 
 from ray_distill.artifacts import LabelSetRef
 from ray_distill.config import SnapshotConfig, parse_config
-from ray_distill.errors import ConfigError, TrainingError
+from ray_distill.errors import ConfigError, Diverged, TrainingError
 from ray_distill.labels.store.label_store import open_store
+from ray_distill.models.core.checkpoint_files import read_facts
 from ray_distill.models.io.load import load_model
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.take import take_snapshot
 from ray_distill.students import run
 from ray_distill.students.export import export_arm
-from ray_distill.students.run import TrainingJob, run_arms
+from ray_distill.students.job import TrainingJob
+from ray_distill.students.run import run_arms
 from ray_distill.students.telemetry import curves
 from ray_distill.students.telemetry.curves import curve_url, read_curve
 from ray_distill.students.telemetry.reporter import SilentReporter, TrainingStopped
@@ -103,6 +105,15 @@ def job_of(home: Path, output: Path, *, training: Mapping[str, Any] | None = Non
 def curves_of(output: Path, *arms: str) -> dict[str, dict[int, dict[str, float]]]:
     """The curves that lie in the files of a job."""
     return {arm: read_curve(curve_url(str(output), arm)) for arm in arms}
+
+
+TWO = (ARMS[0], ARMS[2])
+
+
+@pytest.fixture(scope="module")
+def whole(home: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """Two arms with an open end, trained without an interruption."""
+    return run_arms(job_of(home, tmp_path_factory.mktemp("whole"), arms=TWO, training=OPEN), SilentReporter())
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +197,64 @@ def test_a_stopped_job_resumes_to_the_same_model(home: Path, tmp_path: Path) -> 
     first, second = "student/rate-0.001", "student/rate-0.01"
     taken = {first: cut.by_arm[first], second: cut.by_arm[second] | recorder.by_arm[second]}
     assert curves_of(tmp_path / "cut", first, second) == taken
+
+
+#: Rates are tried for 24 steps each, then nothing improves after a few of the 72 steps that there may be.
+OPEN = {"epochs": None, "learning_rate": "auto", "budget": {"passes": [1, 24], "patience": 0.3, "gain": 0.3}}
+
+
+def test_all_arms_have_the_steps_of_the_student_and_rates_of_their_own(home: Path, tmp_path: Path) -> None:
+    """The student ends before the most steps; baselines end with it; each tried rates around the same one."""
+    refs = run_arms(job_of(home, tmp_path, training=OPEN), SilentReporter())
+    facts = {ref.arm: read_facts(ref.url) for ref in refs}
+    lengths = {(found["steps"], found["decay_from"], found["most_steps"]) for found in facts.values()}
+    assert len(lengths) == 1
+    steps, falls, most = lengths.pop()
+    assert falls < steps < most == 72
+    for arm, found in facts.items():
+        assert len(found["tried_rates"]) >= 3
+        assert f"{found['learning_rate']:g}" == min(found["tried_rates"], key=found["tried_rates"].__getitem__)
+        curve = read_curve(curve_url(str(tmp_path), arm))
+        assert sorted(curve) == list(range(1, steps + 1))
+        assert curve[falls]["learning_rate"] == found["learning_rate"] > curve[steps]["learning_rate"] > 0
+
+
+@pytest.mark.parametrize("part", ["probe", "stable", "falling", "baseline"])
+def test_a_job_with_an_open_end_resumes_to_the_same_models(
+    home: Path, tmp_path: Path, whole: Sequence[Any], part: str
+) -> None:
+    """Wherever it is stopped, the same steps are taken and the same bytes are exported."""
+    stop, (steps, probes) = {"probe": 10}, _taken(whole[0])
+    stop |= {"stable": probes + 5, "falling": probes + steps - 1, "baseline": probes + steps + 30}
+    with pytest.raises(TrainingStopped):
+        run_arms(job_of(home, tmp_path, arms=TWO, training=OPEN), Recorder(stop_after=stop[part]))
+    rest = run_arms(job_of(home, tmp_path, arms=TWO, training=OPEN, resume=True), SilentReporter())
+    assert [ref.fingerprint for ref in rest] == [ref.fingerprint for ref in whole]
+
+
+def _taken(ref: Any) -> tuple[int, int]:
+    """Return the steps of an arm's run, and of all runs that tried its rate."""
+    facts = read_facts(ref.url)
+    return facts["steps"], 24 * len(facts["tried_rates"])
+
+
+def test_a_rate_at_which_training_diverges_is_not_chosen(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest rate gives losses that are not finite; the card lists it, and a smaller one is exported."""
+    monkeypatch.setattr(run, "first_rates", lambda *_: (1e-3, 1e-2, 1e30))
+    (ref,) = run_arms(job_of(home, tmp_path, arms=ARMS[:1], training=OPEN), SilentReporter())
+    tried = read_facts(ref.url)["tried_rates"]
+    assert tried["1e+30"] is None and read_facts(ref.url)["learning_rate"] <= 1e-2
+
+
+def test_a_training_that_diverges_at_every_rate_is_refused(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five rates are tried; the error is that of the last."""
+    monkeypatch.setattr(run, "first_rates", lambda *_: (1e30, 3e30, 9e30))
+    with pytest.raises(Diverged, match=r"student/probe-"):
+        run_arms(job_of(home, tmp_path, arms=ARMS[:1], training=OPEN), SilentReporter())
 
 
 def test_the_curve_of_a_killed_run_has_every_step_once(

@@ -114,7 +114,7 @@ def campaign(output: Path, host: str) -> dict[str, Any]:
         "labels": {"teacher": {"model": "tests.labs.canary:teacher", "arguments": {"classes": ["a", "b"]}}},
         "student": {
             "model": {"from": "module", "model": "ray_distill.testing.models:tiny_text_model"},
-            "training": {"global_batch": 32, "micro_batch": 32, "engine": "torch"},
+            "training": {"epochs": 2, "learning_rate": 1e-3, "global_batch": 32, "micro_batch": 32, "engine": "torch"},
         },
         "tracking": {"uri": "none"},
         "gate": {"beat": []},

@@ -18,7 +18,8 @@ from ray_distill.runtime.labelling.batching import answer_all, request_of
 from ray_distill.runtime.labelling.identify_teacher import make_manifest, prepare_teacher
 from ray_distill.runtime.stages.snapshot import freeze
 from ray_distill.snapshots.reader import open_snapshot
-from ray_distill.students.run import TrainingJob, run_arms
+from ray_distill.students.job import TrainingJob
+from ray_distill.students.run import run_arms
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.tasks.encoded import Encoded
 from ray_distill.teachers.base import LabelRequest

@@ -28,7 +28,8 @@ from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.engines.build import build_engine
 from ray_distill.students.engines.engine import Engine, checkpoint_activations, compile_module
-from ray_distill.students.loop.train_loop import TrainingRun, train_run
+from ray_distill.students.loop.train_loop import train_run
+from ray_distill.students.loop.training_run import TrainingRun
 from ray_distill.students.modules.student_module import StudentModule, layer_pairs, make_projections
 from ray_distill.students.objective.loss_settings import needs_layers
 from ray_distill.students.objective.schedules import rate_factor

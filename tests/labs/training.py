@@ -25,7 +25,8 @@ from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.data.resampling import Occurrences, occurrences
 from ray_distill.students.engines.build import build_engine
 from ray_distill.students.engines.engine import Engine, compile_module
-from ray_distill.students.loop.train_loop import TrainingRun, train_run
+from ray_distill.students.loop.train_loop import train_run
+from ray_distill.students.loop.training_run import TrainingRun
 from ray_distill.students.modules.student_module import StudentModule, make_projections
 from ray_distill.students.objective.validate_losses import pairs_of, required_layers, scales_of
 from ray_distill.students.objective.weighted_losses import build_terms, group_of

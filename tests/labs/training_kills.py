@@ -32,8 +32,8 @@ from safetensors.torch import load_file
 from ray_distill.artifacts import LabelSetRef
 from ray_distill.config import parse_config
 from ray_distill.snapshots.reader import open_snapshot
+from ray_distill.students.job import TrainingJob
 from ray_distill.students.order.cursor import global_batch_at, steps_per_epoch
-from ray_distill.students.run import TrainingJob
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.testing.models import tiny_text_processor
 from tests.labs import campaign as lab

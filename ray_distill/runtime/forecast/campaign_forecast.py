@@ -27,6 +27,7 @@ from ray_distill.runtime.forecast.stage_forecasts import (
     forecast_labelling,
     forecast_training,
     with_followed,
+    with_settled,
 )
 from ray_distill.runtime.forecast.time_stages import time_evaluation, time_training
 from ray_distill.runtime.stages.judge import requested_corruptions
@@ -105,7 +106,11 @@ def _training(config: Campaign, opened: Snapshot, labelled: Labelled, names: Seq
         student_bytes=times.student_bytes,
     )
     return forecast_training(
-        config, times.timed.arms, size, once=times.opened_seconds + STARTS * started, memory_gib=times.timed.memory_gib
+        with_settled(config, opened.manifest),
+        times.timed.arms,
+        size,
+        once=times.opened_seconds + STARTS * started,
+        memory_gib=times.timed.memory_gib,
     )
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ray_distill.artifacts import SnapshotRef
-from ray_distill.config import Campaign
+from ray_distill.config import Campaign, TrainingConfig
 from ray_distill.evaluation.measures.cost import SECONDS_AN_HOUR, StageCost, stage_cost
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.labels.sizing.forecast import TIME_ERROR, Breakeven, break_even, forecast_bytes, forecast_seconds
@@ -264,7 +264,7 @@ def _break_even(config: Campaign, opened: Snapshot, probed: Probed, cost: StageC
     rows, resources, prices = opened.manifest.splits["train"].rows, config.labels.resources, config.cost
     hours = rows * probed.teacher_seconds / SECONDS_AN_HOUR
     read = rows * probed.read_seconds / SECONDS_AN_HOUR
-    epochs = config.plan.epochs or config.student.training.epochs
+    epochs = config.plan.epochs or _most_passes(config.student.training, rows)
     return break_even(
         passes=config.plan.students * epochs,
         label_money=cost.money,
@@ -274,6 +274,12 @@ def _break_even(config: Campaign, opened: Snapshot, probed: Probed, cost: StageC
         teacher_hours=hours,
         teacher_money=hours * (resources.cpus * prices.core_hour + resources.gpus * prices.accelerator_hour),
     )
+
+
+def _most_passes(training: TrainingConfig, rows: int) -> float:
+    """Return the passes over the training rows of a student, at most."""
+    budget = training.open_budget
+    return training.epochs or 0.0 if budget is None else budget.bounds(rows)[1]
 
 
 def _notes(config: Campaign, probed: Probed, work: _Work) -> list[str]:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ray_distill.artifacts import Artifact, Number
-from ray_distill.config import Campaign
+from ray_distill.config import Campaign, TrainingConfig
 from ray_distill.evaluation.measures.cost import StageCost, stage_cost
-from ray_distill.students.order.cursor import steps_per_epoch
+from ray_distill.snapshots.manifest import SnapshotManifest
+from ray_distill.students.loop.pace import Pace, pace_of
+from ray_distill.students.recipe import FEWEST_RATES, MOST_RATES, probe_steps, settled
 
 if TYPE_CHECKING:  # the plan is shown by processes that need no torch
     from ray_distill.students.time_steps import TimedArm
@@ -83,10 +85,19 @@ class TrainingSize:
     student_bytes: int
 
 
-def training_steps(config: Campaign, examples: int) -> int:
-    """Return the steps of each arm and learning rate."""
-    training = config.student.training
-    return ceil(training.epochs * steps_per_epoch(examples, training.global_batch))
+def with_settled(config: Campaign, snapshot: SnapshotManifest) -> Campaign:
+    """Return the campaign with the settings of its training that the snapshot's rows decide."""
+    rows, validated = (snapshot.splits[name].rows for name in ("train", "validation"))
+    student = config.student.model_copy(update={"training": settled(config.student.training, rows, validated)})
+    return config.model_copy(update={"student": student})
+
+
+def training_steps(training: TrainingConfig, pace: Pace) -> tuple[int, int]:
+    """Return the steps of an arm, at least and at most, at all rates or while it tries some."""
+    if rates := len(training.learning_rate):
+        return rates * pace.least, rates * pace.steps
+    probe = probe_steps(pace.steps)
+    return pace.least + FEWEST_RATES * probe, pace.steps + MOST_RATES * probe
 
 
 def forecast_training(
@@ -102,14 +113,22 @@ def forecast_training(
         memory_gib: memory of one rank.
     """
     training = config.student.training
-    steps = training_steps(config, size.examples)
-    validations, workers = ceil(steps / training.evaluate_every), training.least_workers
+    pace = pace_of(training, size.examples)
+    least, steps = training_steps(training, pace)
+    workers = training.least_workers
 
     def of(arm: "TimedArm") -> Span:
-        validated = exact(validations * size.validation_rows / workers * arm.row_seconds)
-        return Span.of(arm.step_seconds) * steps + validated
+        validated = size.validation_rows / workers * arm.row_seconds
+        step, most = Span.of(arm.step_seconds), ceil(steps / training.evaluate_every)
+        fewest = ceil(least / training.evaluate_every)
+        return Span(
+            mean=step.mean * steps + most * validated,
+            low=step.low * least + fewest * validated,
+            high=step.high * steps + most * validated,
+        )
 
-    seconds, counted = exact(once) + total_of(map(of, timed)) * len(training.learning_rate), _steps_of(timed)
+    seconds, counted = exact(once) + total_of(map(of, timed)), _steps_of(timed)
+    open_end = f" of {training.global_batch} examples at most, {pace.least:,} at least," if least < steps else ""
     return _priced(
         config,
         "train",
@@ -118,8 +137,8 @@ def forecast_training(
         accelerators=training.most_workers * training.gpus,
         bytes_written=len(timed) * size.student_bytes,
         memory_gib=memory_gib,
-        basis=f"{len(timed)} arms, {steps:,} steps each, from {counted} timed steps of one rank alone; without "
-        "communication between ranks",
+        basis=f"{len(timed)} arms, {pace.steps:,} steps{open_end} each, from {counted} timed steps of one rank alone; "
+        "without communication between ranks",
     )
 
 

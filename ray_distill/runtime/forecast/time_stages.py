@@ -19,7 +19,7 @@ from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
 from ray_distill.models.students.build import build_student
 from ray_distill.runtime.forecast.probe import Piece
-from ray_distill.runtime.forecast.stage_forecasts import TimedEvaluation
+from ray_distill.runtime.forecast.stage_forecasts import TimedEvaluation, with_settled
 from ray_distill.runtime.stages.judge import panel_of, time_models
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.students.data.answer_format import learn_facet
@@ -65,7 +65,9 @@ def time_training(
     """
     start, opened, store = time.perf_counter(), open_snapshot(snapshot), open_store(store_url)
     store.log.refresh()
-    task, training, manifest = get_task(config.task), config.student.training, store.manifest
+    task, manifest = get_task(config.task), store.manifest
+    config = with_settled(config, opened.manifest)
+    training = config.student.training
     torch.set_num_threads(max(1, int(training.cpus)))
     model = _student(config, manifest.space.names, opened)
     answers = learn_facet(task.answers).answer_format(

@@ -17,6 +17,7 @@ from ray_distill.runtime.model_checks.student import open_student
 from ray_distill.runtime.model_checks.teacher import TeacherHead, open_teacher_head
 from ray_distill.runtime.model_checks.training_step import has_batch_norm, try_step
 from ray_distill.storage import files
+from ray_distill.students.recipe import BATCHES
 from ray_distill.tasks.catalogue import get_task
 
 
@@ -132,7 +133,8 @@ def _starts_from_teacher(student: StudentModel) -> bool:
 
 def _notes(config: Campaign) -> tuple[str, ...]:
     training = config.student.training
-    if training.most_workers == 1 and training.global_batch <= training.micro_batch:
+    batch = training.global_batch or BATCHES[1]
+    if training.most_workers == 1 and batch <= training.micro_batch:
         return ()
     return (
         f"the student has batch norms, whose statistics are those of one forward pass: micro_batch "

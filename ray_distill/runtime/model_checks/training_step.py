@@ -20,11 +20,13 @@ from ray_distill.students.data.answer_format import AnswerFormat, learn_facet
 from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.engines.engine import checkpoint_activations
 from ray_distill.students.engines.torch_engine import TorchEngine
-from ray_distill.students.loop.train_loop import TrainingRun, take_step
+from ray_distill.students.loop.train_loop import take_step
+from ray_distill.students.loop.training_run import TrainingRun
 from ray_distill.students.modules.student_module import StudentModule, make_projections
 from ray_distill.students.objective.validate_losses import pairs_of, required_layers, scales_of
 from ray_distill.students.objective.weighted_losses import Term, build_terms, group_of
 from ray_distill.students.process_group import Ranks
+from ray_distill.students.recipe import settled, some_rate
 from ray_distill.tasks.catalogue import get_task
 
 #: Most rows of a made-up forward pass, unless a loss compares more of them.
@@ -53,7 +55,9 @@ def try_step(config: Campaign, student: Model, manifest: StoreManifest, widths: 
         except DistillError as error:
             raise TrainingError(f"student.model: a training step of {student.url} on made-up rows: {error}") from error
         except Exception as error:
-            raise TrainingError(_explained(error, student, run.training, config.student.training)) from error
+            raise TrainingError(
+                _explained(error, student, run.training, settled(config.student.training, 0, 0))
+            ) from error
         finally:
             engine.close()
 
@@ -105,7 +109,7 @@ def _prepare(
         layers=pairs,
         scales=dict.fromkeys(manifest.hidden, 1.0),
     )
-    training = _scaled(config.student.training, group_of(terms))
+    training = _scaled(settled(config.student.training, 0, 0), group_of(terms))
     data = _examples(answers, student, manifest, rows=training.global_batch, widths=widths)
     if data is None:
         return None, student.module
@@ -128,7 +132,7 @@ def _prepare(
         terms=terms,
         judge=learn.validator(data),
         training=training,
-        rate=max(training.learning_rate),
+        rate=some_rate(training),
         plan={},
     )
     return run, _bundle(config, student, terms, data=data, pool=manifest.pool)

@@ -25,7 +25,7 @@ from ray_distill.storage import files
 from ray_distill.storage.sealed import read_sealed, write_sealed
 from ray_distill.students.arms import arm_by_name, campaign_arms
 from ray_distill.students.export import exported_calibration
-from ray_distill.students.run import TrainingJob, arm_plan
+from ray_distill.students.job import TrainingJob, arm_plan
 from ray_distill.students.telemetry.curves import CurveReader, Points, StepMetrics
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tracking.base import Dataset
@@ -178,14 +178,13 @@ def _show(metrics: StepMetrics) -> None:
 def refuse_large_batch(config: Campaign, snapshot: SnapshotRef) -> None:
     """Refuse a configured batch that no step could fill.
 
-    The default is accepted: a step then has all rows. Rows of a mixture come from other snapshots too.
+    Rows of a mixture come from other snapshots too.
 
     Raises:
         ConfigError: the train split has fewer rows.
     """
     training, rows = config.student.training, open_for(config.task, snapshot).manifest.splits["train"].rows
-    default = type(training).model_fields["global_batch"].default
-    if config.student.mixture is None and rows < training.global_batch != default:
+    if config.student.mixture is None and rows < training.global_batch:
         raise ConfigError(
             f"student.training.global_batch: {training.global_batch} examples are more than the {rows:,} train rows of "
             f"{snapshot.url}: set it to {rows // 4 or 1} or less, so that an epoch has several steps"

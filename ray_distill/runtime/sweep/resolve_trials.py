@@ -27,9 +27,9 @@ from ray_distill.storage.portable import movable
 from ray_distill.students.arms import arm_by_name
 from ray_distill.students.data.answer_format import learn_facet
 from ray_distill.students.export import exported_arm
+from ray_distill.students.job import TrainingJob, arm_plan
 from ray_distill.students.loop.validation import MIN_LABELLED, Objective
 from ray_distill.students.process_group import Ranks
-from ray_distill.students.run import TrainingJob, arm_plan
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.metrics import Metric
 
@@ -50,12 +50,12 @@ def checked_trials(config: Campaign) -> tuple[Trial, ...]:
         except (ConfigError, TeacherRefused) as error:
             wrong.add(trial.name, error)
         rates = trial.config.student.training.learning_rate
-        if config.sweep is not None and config.sweep.stop is not None and len(rates) > 1:
+        if config.sweep is not None and config.sweep.stop is not None and len(rates) != 1:
             wrong.add(
                 trial.name,
                 ConfigError(
-                    f"student.training.learning_rate: a trial that may be stopped has one rate, found {len(rates)}: "
-                    "sweep over them instead"
+                    "student.training.learning_rate: a trial that may be stopped has one rate, found "
+                    f"{len(rates) or 'auto'}: give one, or sweep over several"
                 ),
             )
     wrong.refuse(len(trials), unknown_objective(config))
@@ -209,8 +209,7 @@ def on_disk(planned: PlannedTrial) -> TrialResult | None:
 def finished(planned: PlannedTrial, ref: StudentRef) -> TrialResult:
     """Return the result of a trial whose student is exported."""
     facts = read_facts(ref.url)
-    epoch = planned.trial.config.student.training.epochs * facts["best_step"] / facts["steps"]
-    return result_of(planned, "finished", metrics=facts["validation"], epoch=epoch, student=ref)
+    return result_of(planned, "finished", metrics=facts["validation"], epoch=facts["best_epoch"], student=ref)
 
 
 def result_of(planned: PlannedTrial, verdict: str, **more: Any) -> TrialResult:

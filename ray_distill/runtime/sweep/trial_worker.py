@@ -20,7 +20,7 @@ from ray_distill.storage import files
 from ray_distill.storage.sealed import read_document, write_sealed
 
 if TYPE_CHECKING:
-    from ray_distill.students.run import TrainingJob
+    from ray_distill.students.job import TrainingJob
 
 D = TypeVar("D", bound=Document)
 

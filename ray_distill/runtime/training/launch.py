@@ -19,7 +19,7 @@ from ray_distill.runtime.core.connection import explain, require_bundles
 from ray_distill.runtime.training.outcome_channel import OutcomeChannel, OutcomeChannelHandle, RunOutcome
 from ray_distill.runtime.training.workers import RUN, fit_ranks, resources_of
 from ray_distill.storage.scratch import Scratch
-from ray_distill.students.run import TrainingJob
+from ray_distill.students.job import TrainingJob
 
 #: Seconds between two polls of the channel and of the curves.
 POLL_SECONDS = 1.0

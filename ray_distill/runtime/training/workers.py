@@ -16,7 +16,7 @@ from ray_distill.runtime.training.outcome_channel import OutcomeChannelHandle, R
 from ray_distill.students.telemetry.reporter import TrainingStopped
 
 if TYPE_CHECKING:
-    from ray_distill.students.run import TrainingJob
+    from ray_distill.students.job import TrainingJob
 
 #: Name of a campaign's training in its channel.
 RUN = "train"

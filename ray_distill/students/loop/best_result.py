@@ -14,6 +14,7 @@ from ray_distill.fingerprint import sha256
 from ray_distill.storage import files
 from ray_distill.storage.sealed import read_sealed, write_sealed
 from ray_distill.students.checkpoints.store import check_plan
+from ray_distill.students.loop.pace import Progress
 from ray_distill.students.loop.validation import Score
 from ray_distill.students.order.cursor import Cursor
 from ray_distill.students.process_group import Ranks
@@ -31,6 +32,14 @@ class BestRecord(Document):
     step: int
 
 
+class Ended(Document):
+    """How long a finished run was."""
+
+    steps: int
+    decay_from: int
+    """The step from which its learning rate fell to 0; ``steps`` where it did not."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Best:
     """The best result so far; ``weights`` are the student's, on the first rank only."""
@@ -38,16 +47,18 @@ class Best:
     score: Score
     step: int
     weights: dict[str, Tensor] = field(default_factory=dict)
+    ended: Ended | None = None
+    """None = the run goes on."""
 
     @property
     def record(self) -> BestRecord:
-        """Everything except the weights."""
+        """Score and step."""
         return BestRecord(score=self.score, step=self.step)
 
     @classmethod
-    def of(cls, record: BestRecord, weights: dict[str, Tensor]) -> Self:
+    def of(cls, record: BestRecord, weights: dict[str, Tensor], ended: Ended | None = None) -> Self:
         """Return the result of a record and its weights."""
-        return cls(score=record.score, step=record.step, weights=weights)
+        return cls(score=record.score, step=record.step, weights=weights, ended=ended)
 
 
 class SavedState(Document):
@@ -59,6 +70,7 @@ class SavedState(Document):
     best: BestRecord | None
     validation: Score | None
     """Result of the last validation."""
+    progress: Progress
 
 
 class OutcomeMarker(Document):
@@ -67,6 +79,7 @@ class OutcomeMarker(Document):
     refusal: ClassVar[type[DistillError]] = TrainingError
 
     best: BestRecord
+    ended: Ended
     digest: str
     """Digest of the file with the weights."""
     plan: dict[str, Any]
@@ -74,10 +87,11 @@ class OutcomeMarker(Document):
 
 def save_outcome(url: str, best: Best, plan: Mapping[str, Any], ranks: Ranks) -> None:
     """Write a finished run's best result: the weights, then the marker with their digest."""
+    assert best.ended is not None
     if ranks.first:
         data = weights_bytes(best.weights)
         files.write_bytes(files.join(url, WEIGHTS_FILE), data)
-        marker = OutcomeMarker(best=best.record, digest=sha256(data), plan=dict(plan))
+        marker = OutcomeMarker(best=best.record, ended=best.ended, digest=sha256(data), plan=dict(plan))
         write_sealed(files.join(url, _MARKER), marker.to_dict())
     ranks.barrier()
 
@@ -95,7 +109,7 @@ def load_outcome(url: str, plan: Mapping[str, Any], ranks: Ranks) -> Best | None
     if marker is None:
         return None
     check_plan(marker.plan, plan, f"the finished run {url}", folder=url)
-    return Best.of(marker.best, {} if found is None else found[1])
+    return Best.of(marker.best, {} if found is None else found[1], marker.ended)
 
 
 def weights_bytes(weights: Mapping[str, Tensor]) -> bytes:

@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.torch import save
 from torch import Tensor
 
-from ray_distill.errors import StorageError, TrainingError
+from ray_distill.errors import Diverged, StorageError
 from ray_distill.losses.base import LossBatch
 from ray_distill.storage import files
 from ray_distill.students.order.cursor import Index
@@ -37,7 +37,7 @@ def not_finite(
     micros: Sequence[MicroBatch],
     batches: Sequence[tuple[Batch, LossBatch]],
     parts: Sequence[Sequence[Tensor]],
-) -> TrainingError:
+) -> Diverged:
     """Save each rank's batch and name the rows to inspect; collective.
 
     The files below ``url`` are ``step-<n>-rank-<r>.safetensors`` with every tensor of the rank's micro-batches, and
@@ -83,7 +83,7 @@ def not_finite(
     else:
         where = "each micro-batch alone is finite; lower the learning rate, or prefer precision bf16 or fp32 to fp16"
     note = f"; the batch is saved in {kept}" if kept is not None else "; the batch could not be saved"
-    return TrainingError(f"{trial}: {', '.join(terms)} at step {step + 1} of {steps}; {where}{note}")
+    return Diverged(f"{trial}: {', '.join(terms)} at step {step + 1} of {steps}; {where}{note}")
 
 
 def _real(micro: MicroBatch) -> Any:

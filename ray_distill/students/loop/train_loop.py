@@ -1,44 +1,32 @@
-"""Train one run: a fixed number of steps of a bundle; keep its best weights on validation."""
+"""Train one run: the steps of a bundle; keep its best weights on validation."""
 
 import math
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ray_distill.config import TrainingConfig
-from ray_distill.errors import TrainingError
+from ray_distill.errors import Diverged, TrainingError
 from ray_distill.losses.base import LossBatch
 from ray_distill.storage import files
 from ray_distill.students.checkpoints.async_writer import CheckpointWriter
 from ray_distill.students.checkpoints.store import check_plan, fetched, find_checkpoint
-from ray_distill.students.data.examples import Examples
 from ray_distill.students.engines.engine import Engine
-from ray_distill.students.loop.best_result import WEIGHTS_FILE, Best, SavedState, read_weights, weights_bytes
+from ray_distill.students.loop.best_result import WEIGHTS_FILE, Best, Ended, SavedState, read_weights, weights_bytes
 from ray_distill.students.loop.nonfinite_report import not_finite
-from ray_distill.students.loop.validation import Score, Validator
-from ray_distill.students.objective.schedules import rate_factor
-from ray_distill.students.objective.weighted_losses import (
-    Term,
-    combine,
-    group_of,
-    head_request,
-    squares,
-    to_device,
-    weights_of,
-)
-from ray_distill.students.order.cursor import Index, cursor_at
-from ray_distill.students.order.epoch_order import Order, Plan, units_of
-from ray_distill.students.order.micro_batches import Budget, MicroBatch, micro_batches
+from ray_distill.students.loop.pace import Progress
+from ray_distill.students.loop.training_run import Batches, TrainingRun, batches_of, checkpoints_url, micros_of
+from ray_distill.students.loop.validation import Score
+from ray_distill.students.objective.weighted_losses import Term, combine, head_request, squares, to_device, weights_of
+from ray_distill.students.order.cursor import cursor_at
 from ray_distill.students.order.prefetch import Feed
 from ray_distill.students.process_group import Ranks
 from ray_distill.students.telemetry.curves import CurveWriter
@@ -46,46 +34,10 @@ from ray_distill.students.telemetry.reporter import Reporter, TrainingStopped
 from ray_distill.students.telemetry.step_timer import StepMeter, peak_memory
 from ray_distill.tasks.encoded import Batch
 
+#: The progress of a run before its first step.
+FRESH = Progress()
 #: Seconds between two checks for a preemption notice; the check is collective.
 POLL_SECONDS = 5.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingRun:
-    """Everything that decides a trial's result, except the initial weights of the bundle."""
-
-    name: str
-    """Name under which metrics are reported: the arm, with its learning rate if there are several."""
-    url: str
-    """Folder of the trial; its checkpoints are below."""
-    curve: str
-    """Folder of the trial's curve; see `students.telemetry.curves`."""
-    data: Examples
-    rows: Index
-    """Rows of ``data`` on which the trial trains, ascending; some are there several times."""
-    terms: tuple[Term, ...]
-    judge: Validator
-    training: TrainingConfig
-    rate: float
-    steps: int
-    seed: int
-    plan: Mapping[str, Any]
-    """The plan that a checkpoint must have, as plain JSON."""
-    units: Index | None = None
-    """``[U+1]`` first row in ``data`` of each unit that is read whole; None = all rows are one unit."""
-    weights: npt.NDArray[np.float32] | None = None
-    """Weight in the losses of each element of ``rows``; None = all weigh 1."""
-
-    @cached_property
-    def order(self) -> Order:
-        """The rows of each step, as places in ``rows``."""
-        units, training = units_of(self.rows, self.units), self.training
-        return Order(Plan(units=units, global_batch=training.global_batch, mixed=training.shuffle_units), self.seed)
-
-    @cached_property
-    def budget(self) -> Budget:
-        """The limits of a forward pass."""
-        return Budget.of(self.training, group_of(self.terms))
 
 
 @dataclass(kw_only=True)
@@ -96,12 +48,9 @@ class TrainState:
     """Number of completed steps."""
     best: Best | None = None
     last_validation: Score | None = None
+    progress: Progress = Progress()
     checkpoint: str | None = None
     """The checkpoint from which the run was resumed."""
-
-
-#: The micro-batches of a step on one rank, before they are moved to its device.
-Batches = list[tuple[Batch, LossBatch]]
 
 
 def train_run(run: TrainingRun, engine: Engine, ranks: Ranks, reporter: Reporter, *, resume: bool) -> Best:
@@ -151,11 +100,13 @@ def _train(
     saved, next_poll = state.step, time.monotonic() + POLL_SECONDS
     engine.train(True)
     meter = StepMeter.of(engine.device, run.training, ranks)
-    while state.step < run.steps:
+    while state.step < run.pace.end(state.progress):
         votes = (reporter.should_stop(), time.monotonic() >= next_poll, saver.idle)
-        values, (stop, poll, idle) = take_step(run, engine, ranks, state.step, feed=feed, votes=votes, meter=meter)
+        values, (stop, poll, idle) = take_step(
+            run, engine, ranks, state.step, progress=state.progress, feed=feed, votes=votes, meter=meter
+        )
         state.step = step = state.step + 1
-        last = step == run.steps
+        last = step == run.pace.end(state.progress)
         if last or step % run.training.evaluate_every == 0:
             with engine.averaged():
                 state.best = best = _judge(run, engine, ranks, state=state, values=values)
@@ -188,7 +139,12 @@ def _train(
     if curve is not None:
         curve.complete()
     assert state.best is not None
-    return state.best
+    return replace(state.best, ended=_ended(run, state))
+
+
+def _ended(run: TrainingRun, state: TrainState) -> Ended:
+    falls = run.pace.falls_from(state.progress)
+    return Ended(steps=state.step, decay_from=min(falls, state.step))
 
 
 def _hopeless(training: TrainingConfig, step: int, best: Best) -> bool:
@@ -202,6 +158,7 @@ def take_step(
     ranks: Ranks,
     step: int,
     *,
+    progress: Progress = FRESH,
     feed: Feed[Batches] | None = None,
     votes: Sequence[bool] = (),
     meter: StepMeter | None = None,
@@ -226,7 +183,7 @@ def take_step(
         batches = [(inputs, to_device(losses, engine.device)) for inputs, losses in made]
     with watch.part("communication"):
         weights = weights_of(run.terms, [losses for _, losses in batches], ranks, engine.device)
-    rate = run.rate * rate_factor(step, steps=run.steps, warmup=run.training.warmup, shape=run.training.schedule)
+    rate = run.rate * run.pace.factor(step, progress)
     every = run.training.gradient_norms_every
     norms = list[list[Tensor]]() if every and (step + 1) % every == 0 else None
     passes = _Passes(terms=run.terms, engine=engine, step=step, weights=weights, norms=norms)
@@ -291,40 +248,6 @@ def _gradient_norms(
     return {f"gradient_norm_{term.name}": math.sqrt(square) for term, square in zip(terms, found, strict=True)}
 
 
-def micros_of(run: TrainingRun, ranks: Ranks, step: int) -> list[MicroBatch]:
-    """Return this rank's micro-batches of a step, as rows of the data."""
-    slots, budget = np.arange(run.order.size(step), dtype=np.int64), run.budget
-    lengths = run.data.lengths
-    found = micro_batches(
-        slots,
-        rank=ranks.rank,
-        world=ranks.world,
-        budget=budget,
-        lengths_BF=lengths[run.rows[run.order.batch(step)]] if budget.tokens and lengths is not None else None,
-    )
-    return [_placed(run, micro, run.order.rows_at(step, micro.rows)) for micro in found]
-
-
-def _placed(run: TrainingRun, micro: MicroBatch, places: Index) -> MicroBatch:
-    weight = None if run.weights is None else run.weights[places]
-    return MicroBatch(rows=run.rows[places], real=micro.real, weight=weight)
-
-
-def batches_of(run: TrainingRun, ranks: Ranks, step: int) -> Batches:
-    """Make this rank's micro-batches of a step.
-
-    They depend on the step alone, so a thread may prefetch them.
-    """
-
-    def rows_of(step: int) -> Index:
-        slots = np.arange(run.order.size(step), dtype=np.int64)
-        own = run.budget.share(slots, rank=ranks.rank, world=ranks.world)
-        return run.rows[run.order.rows_at(step, own.rows)]
-
-    run.data.prepare(step, rows_of, run.steps)
-    return [run.data.batch(micro.rows, micro.weights) for micro in micros_of(run, ranks, step)]
-
-
 def _metrics(run: TrainingRun, step: int, weights: Sequence[float], means: Sequence[float]) -> dict[str, float]:
     """Return the global means of the terms with weight in the batch, and their weighted sum."""
     found = {term.name: mean for term, weight, mean in zip(run.terms, weights, means, strict=True) if weight > 0}
@@ -337,12 +260,13 @@ def _judge(run: TrainingRun, engine: Engine, ranks: Ranks, *, state: TrainState,
     step, best = state.step, state.best
     score = run.judge.score(engine, ranks, replace(run.budget, group=1))
     if not math.isfinite(score.value):
-        raise TrainingError(
+        raise Diverged(
             f"{run.name}: the validation loss is {score.value} after step {step} of {run.steps}; "
             "lower the learning rate, or prefer precision bf16 or fp32 to fp16"
         )
-    values.update(score.metrics, epoch=run.training.epochs * step / run.steps)
+    values.update(score.metrics, epoch=step / run.epoch_steps)
     state.last_validation = score
+    state.progress = run.pace.after(state.progress, step, score.value)
     if best is not None and best.score.value <= score.value:
         return best
     return Best(score=score, step=step, weights=engine.weights())
@@ -359,7 +283,8 @@ def _save(run: TrainingRun, engine: Engine, ranks: Ranks, *, saver: CheckpointWr
             (folder / WEIGHTS_FILE).write_bytes(weights_bytes(best.weights))
 
     cursor = cursor_at(state.step, len(run.rows), run.training.global_batch)
-    saved = SavedState(cursor=cursor, best=None if best is None else best.record, validation=last)
+    record = None if best is None else best.record
+    saved = SavedState(cursor=cursor, best=record, validation=last, progress=state.progress)
     return saver.start(write, step=state.step, state=saved.to_dict())
 
 
@@ -380,13 +305,9 @@ def _restore(run: TrainingRun, engine: Engine, ranks: Ranks) -> TrainState:
         step=found.step,
         best=None if saved.best is None else Best.of(saved.best, weights),
         last_validation=saved.validation,
+        progress=saved.progress,
         checkpoint=found.url,
     )
-
-
-def checkpoints_url(run: TrainingRun) -> str:
-    """Return the folder of a trial's checkpoints."""
-    return files.join(run.url, "checkpoints")
 
 
 def _seed_step(seed: int, step: int, rank: int) -> None:

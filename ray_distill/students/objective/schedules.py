@@ -15,12 +15,16 @@ Curve = Callable[[int], float]
 
 
 def rate_factor(step: int, *, steps: int, warmup: float, shape: Shape) -> float:
+    """Return `rate_after` a warm-up of that share of the steps."""
+    return rate_after(round(warmup * steps), step, steps=steps, shape=shape)
+
+
+def rate_after(rising: int, step: int, *, steps: int, shape: Shape) -> float:
     """Return the factor of the learning rate at a step.
 
-    The factor rises linearly over ``warmup`` (share of the steps), then stays (``constant``) or falls towards 0 at the
-    end (``linear``, ``cosine``).
+    The factor rises linearly over ``rising`` steps, then stays (``constant``) or falls towards 0 at the end
+    (``linear``, ``cosine``).
     """
-    rising = round(warmup * steps)
     if step < rising:
         return (step + 1) / (rising + 1)
     return _fall(1.0, 0.0, (step - rising) / max(1, steps - rising), shape)

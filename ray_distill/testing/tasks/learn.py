@@ -20,12 +20,14 @@ from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.data.examples import PositionExamples, RowWeights
 from ray_distill.students.engines.engine import Engine
 from ray_distill.students.engines.torch_engine import TorchEngine
-from ray_distill.students.loop.train_loop import TrainingRun, take_step
+from ray_distill.students.loop.train_loop import take_step
+from ray_distill.students.loop.training_run import TrainingRun
 from ray_distill.students.modules.student_module import StudentModule, make_projections
 from ray_distill.students.objective.validate_losses import pairs_of, required_layers, scales_of
 from ray_distill.students.objective.weighted_losses import Term, build_terms
 from ray_distill.students.order.cursor import Index
 from ray_distill.students.process_group import Ranks
+from ray_distill.students.recipe import some_rate
 from ray_distill.testing.tasks.case import TaskCase
 from ray_distill.testing.tasks.store import stored
 
@@ -172,7 +174,7 @@ def lesson(case: TaskCase) -> Iterator[Lesson]:
             terms=terms,
             judge=learn_facet(case.task.answers).validator(data),
             training=training,
-            rate=max(training.learning_rate),
+            rate=some_rate(training),
             plan={},
         )
         yield Lesson(trial=trial, engine=engine, data=data)

@@ -36,7 +36,7 @@ WHOLE: dict[str, Any] = {
     "student": {
         "model": {"from": "teacher_layers", "model": "m:f", "keep": 1, "lora": {}, "vocabulary": {"keep": 0.9}},
         "losses": {"soft": {"weight": 1.0}},
-        "training": {"checkpoints": {}, "sampling": {"by": "class"}},
+        "training": {"budget": {}, "checkpoints": {}, "sampling": {"by": "class"}},
         "mixture": {"how": "average", "others": [{"labels": "l.json"}]},
     },
     "sweep": {"trials": [{"name": "a", "set": {"seed": 2}}], "stop": {"rungs": [1.0]}},
@@ -160,7 +160,7 @@ VALID: dict[str, set[str]] = {
     | {
         f"student.training.{name}"
         for name in ("checkpoints.best", "gpus", "gradient_norms_every", "max_failures", "micro_tokens", "packed")
-        + ("patience", "warmup", "weight_decay", "zero_stage")
+        + ("patience", "warmup", "weight_decay", "zero_stage", "budget.gain", "evaluate_every", "global_batch")
     },
     "true": {
         *("evaluation.overlap", "gate.replace_failing_champion", "labels.check.beat_majority", "tracking.enabled"),

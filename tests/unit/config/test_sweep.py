@@ -134,8 +134,8 @@ def test_everything_wrong_is_told_at_once_by_path_and_trial() -> None:
 
 def test_a_path_through_what_is_no_section_is_named() -> None:
     """A number has nothing below it."""
-    told = _refused(grid={"student.training.epochs.more": [1]})
-    assert "student.training.epochs.more: epochs is not a section (trial 'more=1')" in told
+    told = _refused(grid={"student.training.warmup.more": [1]})
+    assert "student.training.warmup.more: warmup is not a section (trial 'more=1')" in told
 
 
 @pytest.mark.parametrize(

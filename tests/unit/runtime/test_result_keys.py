@@ -16,7 +16,7 @@ from ray_distill.runtime.core.session import parent_key
 from ray_distill.runtime.stages import evaluate, generate, label
 from ray_distill.runtime.sweep import resolve_trials
 from ray_distill.students.arms import arm_by_name
-from ray_distill.students.run import TrainingJob, arm_plan
+from ray_distill.students.job import TrainingJob, arm_plan
 
 SNAPSHOT = SnapshotRef(url="u", fingerprint="s")
 LABELS = LabelSetRef(store="s", fingerprint="l", snapshot=SNAPSHOT, log_length=1, log_digest="d")

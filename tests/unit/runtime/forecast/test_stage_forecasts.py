@@ -30,7 +30,15 @@ def config(**training: object) -> Campaign:
             "snapshot": {"source": "x"},
             "labels": {"teacher": {"model": "m:f"}, "resources": {"cpus": 4}},
             "student": {
-                "training": {"epochs": 3, "global_batch": 10, "workers": 2, "cpus": 2, "evaluate_every": 50, **training}
+                "training": {
+                    "epochs": 3,
+                    "global_batch": 10,
+                    "learning_rate": 1e-3,
+                    "workers": 2,
+                    "cpus": 2,
+                    "evaluate_every": 50,
+                    **training,
+                }
             },
             "evaluation": {"latency_requests": 100},
             "cost": {"core_hour": 1.0, "currency": "EUR"},

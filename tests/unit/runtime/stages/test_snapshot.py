@@ -45,9 +45,9 @@ def test_a_snapshot_of_other_inputs_is_refused_by_both_names(tmp_path: Path) -> 
         open_for("image_classification", _taken(tmp_path, "class"))
 
 
-@pytest.mark.parametrize(("batch", "refused"), [(128, False), (256, False), (257, True), (4096, True)])
-def test_a_batch_that_no_step_can_fill_is_refused(tmp_path: Path, batch: int, refused: bool) -> None:
-    """By the field's name and with the rows that there are; the default is no more than all rows."""
+@pytest.mark.parametrize(("batch", "refused"), [("auto", False), (128, False), (256, True), (4096, True)])
+def test_a_batch_that_no_step_can_fill_is_refused(tmp_path: Path, batch: int | str, refused: bool) -> None:
+    """By the field's name and with the rows that there are; one that the rows decide is not."""
     taken = _taken(tmp_path, "class")
     config = parse_config(
         {

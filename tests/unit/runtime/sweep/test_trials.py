@@ -70,8 +70,8 @@ def test_what_training_would_refuse_is_refused_before_anything_starts(tmp_path: 
         tmp_path,
         sweep={
             "trials": [
-                {"name": "hot", "set": {"student.losses.soft.temperature": 4}},
-                {"name": "hidden", "set": {"student.losses.hidden.weight": 1}},
+                {"name": "hot", "set": {"student.losses.soft.temperature": 4, RATE: 1e-3}},
+                {"name": "hidden", "set": {"student.losses.hidden.weight": 1, RATE: 1e-3}},
                 {"name": "rates", "set": {RATE: [1e-3, 1e-2]}},
                 {"name": "good", "set": {RATE: 1e-3}},
             ],
@@ -86,7 +86,7 @@ def test_what_training_would_refuse_is_refused_before_anything_starts(tmp_path: 
     assert lines[1].endswith("(trial 'hot')")
     assert "no hidden states are stored" in lines[2]
     assert lines[2].endswith("(trial 'hidden')")
-    assert "student.training.learning_rate: a trial that may be stopped has one rate, found 2" in lines[3]
+    assert "student.training.learning_rate: a trial that may be stopped has one rate, found 2: give one" in lines[3]
     assert not (tmp_path / "out").exists()
 
 

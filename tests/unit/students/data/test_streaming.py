@@ -19,7 +19,7 @@ from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.data.open_data import Opened, open_data
 from ray_distill.students.data.streaming import Source, StreamedSet, scan
-from ray_distill.students.loop.train_loop import TrainingRun, batches_of
+from ray_distill.students.loop.training_run import TrainingRun, batches_of
 from ray_distill.students.process_group import Ranks, current_ranks
 from ray_distill.tasks.answers.classes.learn import ClassFormat
 from ray_distill.tasks.catalogue import TASKS

@@ -15,7 +15,8 @@ from ray_distill.losses import catalogue
 from ray_distill.models.core.model import ModelParts
 from ray_distill.models.io.load import load_model
 from ray_distill.students.engines.torch_engine import TorchEngine
-from ray_distill.students.loop.train_loop import TrainingRun, train_run
+from ray_distill.students.loop.train_loop import train_run
+from ray_distill.students.loop.training_run import TrainingRun
 from ray_distill.students.modules.student_module import StudentModule
 from ray_distill.students.objective.weighted_losses import build_terms
 from ray_distill.students.process_group import Ranks

@@ -1,0 +1,96 @@
+"""Choose the settings of a training that are not given, by the rows and the student.
+
+The rules were measured: see ``tests/benchmarks/README.md``, "Defaults of a training".
+"""
+
+import math
+
+from ray_distill.config import TrainingConfig
+from ray_distill.students.order.cursor import steps_per_epoch
+
+#: Smallest and largest batch that is chosen.
+BATCHES = (16, 256)
+#: Steps are as many times validation rows as this, a row's validation taking about a third of its training.
+_ROWS_A_VALIDATION = 6
+#: Rows of a batch where no rows are known yet.
+_BATCH = 64
+#: Learning rate of AdamW for a student of `_PARAMETERS` drawn parameters, a published one of language models of that
+#: size (Brown et al. 2020, arXiv 2005.14165, table 2.1); as there, larger students have smaller rates.
+_RATE, _PARAMETERS, _POWER = 6e-4, 125e6, -1 / 3
+#: Largest rate that is tried first.
+_MOST = 1e-2
+#: By the source of the student's weights: the share of that rate. Weights that are copied have something to lose.
+_SHARES = {"teacher_layers": 0.5, "teacher_width": 0.5, "checkpoint": 0.1}
+#: Factor between two rates that are tried.
+STEP = 3.0
+#: Fewest and most rates that an arm tries.
+FEWEST_RATES, MOST_RATES = 3, 5
+#: Share of an arm's most steps that a run to try a rate has.
+PROBE_SHARE = 0.05
+#: Fewest steps of that run, and the share of an arm's steps that it has at most.
+PROBE_STEPS, PROBE_MOST = 60, 1 / 3
+
+
+def settled(training: TrainingConfig, rows: int, validation_rows: int) -> TrainingConfig:
+    """Return the settings with a batch and an interval of validation; given ones stay.
+
+    The batch is the power of two next to the root of the rows, from 16 to 256, as a multiple of the workers. An
+    interval has six times the examples of a validation, so that validating takes about a twentieth of the time, but it
+    is a pass at most.
+
+    Args:
+        training: the configured settings.
+        rows: train rows of the snapshot; 0 = not known yet.
+        validation_rows: validation rows.
+    """
+    batch = training.global_batch or _batch(training, rows)
+    every = max(1, min(math.ceil(_ROWS_A_VALIDATION * validation_rows / batch), steps_per_epoch(max(rows, 1), batch)))
+    return training.model_copy(update={"global_batch": batch, "evaluate_every": training.evaluate_every or every})
+
+
+def _batch(training: TrainingConfig, rows: int) -> int:
+    low, high = BATCHES
+    chosen = _BATCH if rows == 0 else min(max(2 ** round(math.log2(math.sqrt(rows))), low), high)
+    unit = math.lcm(training.least_workers, training.most_workers)
+    return math.ceil(chosen / unit) * unit
+
+
+def first_rates(parameters: int, source: str) -> tuple[float, ...]:
+    """Return the learning rates that each arm tries first, ascending, where none is given.
+
+    The middle one suits a student of so many parameters that starts from such weights; the others are `STEP` times
+    smaller and larger.
+
+    Args:
+        parameters: of the student.
+        source: where its weights come from, as ``student.model.from``; ``adapters`` if adapters alone are trained.
+    """
+    middle = _RATE * (parameters / _PARAMETERS) ** _POWER * _SHARES.get(source, 1.0)
+    middle = float(f"{min(middle, _MOST):.1g}")
+    return tuple(float(f"{middle * factor:.2g}") for factor in (1 / STEP, 1.0, STEP))
+
+
+def probe_steps(steps: int) -> int:
+    """Return the steps of a run that tries a rate, for an arm of ``steps`` steps at most."""
+    return max(1, round(max(PROBE_SHARE * steps, min(PROBE_STEPS, PROBE_MOST * steps))))
+
+
+def some_rate(training: TrainingConfig) -> float:
+    """Return a learning rate for a step whose result is dropped: the largest that is given."""
+    return max(training.learning_rate, default=1e-3)
+
+
+def next_rate(scores: dict[float, float]) -> float | None:
+    """Return the rate that is to be tried next; None = the best one is between two others.
+
+    Args:
+        scores: by rate that was tried, the validation loss; infinite where the training diverged.
+    """
+    rates = sorted(scores)
+    best = min(rates, key=lambda rate: scores[rate])
+    if len(rates) >= MOST_RATES or not math.isfinite(scores[best]):
+        # Everything diverged: only a smaller rate can help.
+        return None if len(rates) >= MOST_RATES else float(f"{rates[0] / STEP:.2g}")
+    if best == rates[0]:
+        return float(f"{best / STEP:.2g}")
+    return float(f"{best * STEP:.2g}") if best == rates[-1] else None

@@ -1,0 +1,224 @@
+"""The golden table of defaults: students of campaigns that name teacher, source, columns and a size, nothing else.
+
+    python -m tests.golden.defaults_table FOLDER                        every data set, every ablation
+    python -m tests.golden.defaults_table FOLDER --data digits --without rates --seeds 0      a small part of them
+
+Each student is trained beside its two baselines with the defaults of `config`, and again with one of them left out
+(`WITHOUT`): what that costs is what the default is worth. All is done in this process, without Ray, by plain torch in
+one thread. What is finished is not done again: the same command goes on where it was.
+
+A number is the mean over the seeds; its interval is of the test rows (the mean of the seeds' own), and behind ± is half
+the range of the seeds. Differences are paired, row by row and seed by seed.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from ray_distill.artifacts import LabelSetRef
+from ray_distill.config import Campaign, parse_config
+from ray_distill.evaluation.predict.rows import join_predictions
+from ray_distill.examples import mnist, newsgroups
+from ray_distill.models.core.checkpoint_files import read_facts
+from ray_distill.models.heads.fit_head import fitted_rows_url
+from ray_distill.models.io.load import load_model
+from ray_distill.runtime.core.session import absolute
+from ray_distill.runtime.stages.label import head_of
+from ray_distill.storage import files
+from ray_distill.students.arms import campaign_arms
+from ray_distill.students.job import TrainingJob
+from ray_distill.students.run import run_arms
+from ray_distill.students.telemetry.reporter import SilentReporter
+from ray_distill.tasks.answers.classes.evaluation.measures import compare, measure
+from tests.golden.hidden_table import HOW, _answers, _cell, _label, _say, _test_rows
+
+STUDENT, TRUE, TEACHERS = "student", "baseline_hard_labels", "baseline_teacher_hard_labels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """A data set with its teacher, and a size of the student."""
+
+    task: str
+    prepare: Callable[[Path], Path]
+    columns: Mapping[str, str]
+    splits: Mapping[str, float]
+    teacher: Mapping[str, Any]
+    model: Mapping[str, Any]
+    seed: int
+    """Of the splits, by which the data set has few labels in the train split alone."""
+    own: tuple[str, ...] = ()
+    """Sources of the teacher's own rows, which are left out."""
+
+
+DATA: Mapping[str, Data] = {
+    "digits": Data(
+        task=mnist.TASK,
+        prepare=mnist.prepare,
+        columns={"image": "image", "label": "digit"},
+        splits=mnist.SPLIT_SHARES.model_dump(),
+        teacher={"model": "teacher"},
+        model={"from": "config", "overrides": mnist.STUDENT_OVERRIDES},
+        seed=mnist.SEED,
+        own=("teacher.parquet",),
+    ),
+    "newsgroups": Data(
+        task="text_classification",
+        prepare=newsgroups.prepare,
+        columns={"text": "text", "label": "group"},
+        splits=newsgroups.SPLIT_SHARES.model_dump(),
+        teacher={"model": "minilm", "head": {"pool": "mean"}, "max_length": 128},
+        model={"from": "teacher_layers", "keep": 1, "max_length": 64},
+        seed=newsgroups.SEED,
+    ),
+}
+
+#: By name the settings in whose place a default is: what trained students before, or a part that is left out.
+WITHOUT: Mapping[str, Mapping[str, Any]] = {
+    "": {},
+    "budget": {"training": {"epochs": 3}},
+    "rates": {"training": {"learning_rate": 3e-4}},
+    "batch": {"training": {"global_batch": 256}},
+    "soft labels alone": {"losses": {"soft": {}}},
+    "true labels as well": {"losses": {"soft": {}, "hard": {"weight": 0.5}}},
+}
+
+
+def main() -> None:
+    """Train what is missing, and print a table for each data set."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--data", nargs="+", choices=DATA, default=tuple(DATA))
+    parser.add_argument("--without", nargs="*", choices=WITHOUT, default=tuple(WITHOUT))
+    parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
+    parser.add_argument("--set", nargs="*", default=[], help="training settings of all, name=JSON, to try a default")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    changes = {name: json.loads(value) for name, value in (one.split("=", 1) for one in asked.set)}
+    for data in asked.data:
+        folder = asked.folder.resolve() / data
+        labels = _labelled(folder, data)
+        for left_out in dict.fromkeys(("", *asked.without)):
+            for seed in asked.seeds:
+                _train(folder, data, labels, left_out, seed=seed, changes=changes)
+        _show(folder, data, labels, asked.without, asked.seeds)
+
+
+def _config(folder: Path, data: str, student: Mapping[str, Any]) -> Campaign:
+    found = DATA[data]
+    training = {"engine": "torch", "cpus": 1, **student.get("training", {})}
+    return absolute(
+        parse_config(
+            {
+                "campaign": data,
+                "task": found.task,
+                "seed": found.seed,
+                "output": str(folder / "runs"),
+                "snapshot": {
+                    "source": str(folder / "traffic.parquet"),
+                    "columns": dict(found.columns),
+                    "splits": dict(found.splits),
+                    "exclude": [str(folder / name) for name in found.own],
+                },
+                "labels": {
+                    "teacher": {**found.teacher, "model": str(folder / found.teacher["model"])},
+                    "store": str(folder / "labels"),
+                },
+                "student": {"model": dict(found.model), **student, "training": training},
+                "tracking": {"enabled": False},
+            }
+        )
+    )
+
+
+def _labelled(folder: Path, data: str) -> LabelSetRef:
+    if not (folder / "traffic.parquet").exists():
+        DATA[data].prepare(folder)
+    kept = folder / "labels.json"
+    if not kept.exists():
+        kept.write_text(_label(_config(folder, data, {}), None).to_json())
+        _say(f"{data}: labelled")
+    return LabelSetRef.from_json(kept.read_text())
+
+
+def _name(left_out: str, seed: int) -> str:
+    return f"{left_out.replace(' ', '-') or 'defaults'}-{seed}"
+
+
+def _train(
+    folder: Path, data: str, labels: LabelSetRef, left_out: str, *, seed: int, changes: Mapping[str, Any]
+) -> None:
+    """Train all arms once, keep their answers for the test rows, and forget them."""
+    name, results, started = _name(left_out, seed), folder / "results", time.monotonic()
+    if (results / f"{name}.json").exists():
+        return
+    changed = dict(WITHOUT[left_out])
+    changed["training"] = {**changed.get("training", {}), **changes}
+    config, head = _config(folder, data, changed), head_of(labels.store)
+    refs = run_arms(
+        TrainingJob(
+            config=config,
+            labels=labels,
+            seed=seed,
+            output=str(folder / "students" / name),
+            resume=True,
+            arms=campaign_arms(config) if not left_out else (STUDENT,),
+            teacher_rows_url=fitted_rows_url(head) if head else None,
+        ),
+        SilentReporter(),
+    )
+    results.mkdir(exist_ok=True)
+    facts = {}
+    for ref in refs:
+        model = load_model(ref.url, task=config.task)
+        pq.write_table(_answers(config, labels, model), results / f"{name}-{ref.arm}.parquet")
+        found = read_facts(ref.url)
+        facts[ref.arm] = {key: found[key] for key in ("passes", "steps", "most_steps", "learning_rate", "global_batch")}
+        facts[ref.arm] |= {"tried": found.get("tried_rates"), "best_epoch": found["best_epoch"]}
+    files.delete(str(folder / "students" / name))
+    (results / f"{name}.json").write_text(json.dumps(facts))
+    _say(f"{data} {name}: {time.monotonic() - started:.0f} s, {json.dumps(facts[STUDENT])}")
+
+
+def _show(folder: Path, data: str, labels: LabelSetRef, left_out: Sequence[str], seeds: Sequence[int]) -> None:
+    config, rows = _config(folder, data, {}), None
+    rows = _test_rows(config, labels)
+    kept = folder / "results" / "teacher.parquet"
+    if not kept.exists():
+        model = load_model(config.labels.teacher, task=config.task, head_url=head_of(labels.store))
+        pq.write_table(_answers(config, labels, model), kept)
+    teacher = pq.read_table(kept)
+
+    def joined(name: str, seed: int, arm: str = STUDENT) -> pa.Table:
+        answers = pq.read_table(folder / "results" / f"{_name(name, seed)}-{arm}.parquet")
+        return join_predictions(rows, answers, teacher=teacher)
+
+    whole = join_predictions(rows, teacher)
+    accuracy = measure(whole, HOW)["accuracy"].value
+    _say(f"\n{data}: {rows.num_rows} test rows, teacher's accuracy {accuracy:.3f}; {len(seeds)} seeds\n")
+    _say("| | accuracy | of the teacher's | KL from teacher, nats | ECE | less the defaults' accuracy |")
+    _say("|---|---|---|---|---|---|")
+    lines = [("defaults", "", STUDENT), ("same, true labels", "", TRUE), ("same, teacher's hard labels", "", TEACHERS)]
+    lines += [(f"without: {name}", name, STUDENT) for name in left_out if name]
+    for title, name, arm in lines:
+        tables = [joined(name, seed, arm) for seed in seeds]
+        found = [measure(table, HOW) for table in tables]
+        ratio = sum(one["accuracy"].value for one in found) / len(found) / accuracy
+        cells = [_cell([one["accuracy"] for one in found]), f"{ratio:.3f}"]
+        cells += [_cell([one[metric] for one in found]) for metric in ("kl_from_teacher", "ece")]
+        pairs = [compare(table, joined("", seed), HOW)["accuracy"] for table, seed in zip(tables, seeds, strict=True)]
+        cells.append("–" if title == "defaults" else _cell(pairs, sign="+"))
+        _say(f"| {title} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

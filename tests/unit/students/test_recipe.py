@@ -1,0 +1,52 @@
+"""Settings of a training that the rows and the student decide."""
+
+import math
+
+import pytest
+
+from ray_distill.config import TrainingConfig
+from ray_distill.students.recipe import first_rates, next_rate, probe_steps, settled
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch"), [(0, 64), (20, 16), (1_000, 32), (1_920, 32), (10_000, 128), (60_000, 256), (10**8, 256)]
+)
+def test_a_batch_follows_from_the_rows(rows: int, batch: int) -> None:
+    """The power of two next to the root of the rows, from 16 to 256; given ones stay."""
+    assert settled(TrainingConfig(), rows, 100).global_batch == batch
+    assert settled(TrainingConfig(global_batch=10), rows, 100).global_batch == 10
+
+
+def test_a_batch_is_a_multiple_of_the_workers() -> None:
+    """Of the least and of the most: neither leaves padding."""
+    assert settled(TrainingConfig(workers=(2, 6)), 1_000, 100).global_batch == 36
+
+
+@pytest.mark.parametrize(("rows", "validation", "every"), [(1_920, 160, 30), (1_920, 2_000, 60), (50_000, 10, 1)])
+def test_validating_takes_a_small_share_of_the_time(rows: int, validation: int, every: int) -> None:
+    """Six times the examples of a validation between two of them, a pass at most, a step at least."""
+    assert settled(TrainingConfig(), rows, validation).evaluate_every == every
+    assert settled(TrainingConfig(evaluate_every=7), rows, validation).evaluate_every == 7
+
+
+def test_rates_follow_from_size_and_start() -> None:
+    """Larger students and those that start from trained weights have smaller rates."""
+    small, large = first_rates(15_000, "config"), first_rates(125_000_000, "config")
+    assert small == (3.3e-3, 1e-2, 3e-2) and large == (2e-4, 6e-4, 1.8e-3)
+    assert first_rates(125_000_000, "teacher_layers")[1] == 3e-4
+    assert first_rates(125_000_000, "checkpoint")[1] == 6e-5
+    assert first_rates(125_000_000, "adapters")[1] == 6e-4
+
+
+def test_rates_are_tried_until_the_best_is_between_two() -> None:
+    """Beyond the end that is best; five rates at most; smaller ones where all diverged."""
+    assert next_rate({1e-3: 2.0, 3e-3: 1.0, 9e-3: 3.0}) is None
+    assert next_rate({1e-3: 3.0, 3e-3: 2.0, 9e-3: 1.0}) == pytest.approx(2.7e-2)
+    assert next_rate({1e-3: 1.0, 3e-3: 2.0, 9e-3: math.inf}) == pytest.approx(3.3e-4)
+    assert next_rate({1e-3: math.inf, 3e-3: math.inf, 9e-3: math.inf}) == pytest.approx(3.3e-4)
+    assert next_rate(dict(zip(range(1, 6), (5.0, 4.0, 3.0, 2.0, 1.0), strict=True))) is None
+
+
+def test_a_rate_is_tried_on_a_small_share_of_the_steps() -> None:
+    """A twentieth of long trainings, sixty steps of shorter ones, a third at most."""
+    assert [probe_steps(steps) for steps in (36_000, 600, 90, 1)] == [1_800, 60, 30, 1]

@@ -138,7 +138,7 @@ def _takes_text(place: Place) -> bool:
     plain = {kind for kind in place.kinds if kind is not type(None)}
     extra = None if place.field is None else place.field.json_schema_extra
     if isinstance(extra, dict) and extra.get("auto"):
-        return place.value == "auto"
+        return bool(place.value == "auto")
     return not plain <= {int, float, bool} and not (plain & {int, float, bool} and _has_section(plain))
 
 

@@ -39,19 +39,32 @@ class VocabularySettings(Section):
 class StudentModel(Section):
     """Source of the student's weights."""
 
-    source: Literal["config", "teacher_layers", "checkpoint", "module"] = Field("config", alias="from")
+    source: Literal["config", "teacher_layers", "teacher_width", "checkpoint", "module"] = Field("config", alias="from")
     model: str | None = Field(None, description="checkpoint folder or URL, or module:function", json_schema_extra=INPUT)
-    overrides: dict[str, Any] = Field(default_factory=dict, description="config: teacher's config fields to change")
+    overrides: dict[str, Any] = Field(
+        default_factory=dict,
+        description="config: teacher's config fields to change; teacher_width: hidden_size, num_attention_heads, "
+        "intermediate_size",
+    )
     embeddings: Literal["new", "copy", "slice"] = Field(
         "new",
         description="config, language models: token embeddings and head: drawn; the teacher's, where the width "
         "is the same; or its first columns",
     )
-    keep: int | None = Field(None, ge=1, description="teacher_layers: how many layers to copy")
-    layers: Literal["evenly", "importance"] | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = Field(
+    width: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="teacher_width: share of the teacher's channels, heads and neurons that is kept, those with the "
+        "greatest activations on calibration rows; or give sizes as overrides",
+    )
+    keep: int | None = Field(
+        None, ge=1, description="teacher_layers: how many layers to copy; teacher_width: likewise, default: all"
+    )
+    layers: Literal["evenly", "importance"] | tuple[NonNegativeInt, ...] = Field(
         "evenly",
-        description="teacher_layers: which layers to copy: evenly spaced; importance: without the others the teacher's "
-        "answers to calibration rows change least; or indices from 0",
+        description="teacher_layers and teacher_width: which layers to copy: evenly spaced; importance: without the "
+        "others the teacher's answers to calibration rows change least; or indices from 0",
     )
     keep_encoder: int | None = Field(
         None,
@@ -61,8 +74,8 @@ class StudentModel(Section):
     kept_tokens: VocabularySettings | None = Field(
         None,
         alias="vocabulary",
-        description="config and teacher_layers, classifiers of texts: keep the tokens that are frequent in the train "
-        "texts, e.g. {keep: 0.999} or {tokens: 8000}; default: all of the teacher's",
+        description="students made of the teacher, classifiers of texts: keep the tokens that are frequent in the "
+        "train texts, e.g. {keep: 0.999} or {tokens: 8000}; default: all of the teacher's",
     )
     lora: LoraSettings | None = Field(
         None, description="language models that start from trained weights: train adapters alone (needs peft)"
@@ -71,6 +84,19 @@ class StudentModel(Section):
     max_length: int | None = Field(None, ge=1, description="tokens kept of a text; default: the model's own limit")
     trust_remote_code: bool = False
 
+    @field_validator(
+        "layers", mode="before", json_schema_input_type=Literal["evenly", "importance"] | list[NonNegativeInt]
+    )
+    @classmethod
+    def _rule(cls, value: Any) -> Any:
+        """Return one message for both forms: pydantic would report each alternative apart."""
+        indices = value if isinstance(value, list | tuple) else ()
+        if value not in ("evenly", "importance") and not (
+            indices and all(type(index) is int and 0 <= index <= 1e6 for index in indices)
+        ):
+            raise ValueError("should be evenly, importance, or a list of layers counted from 0, e.g. [0, 3]")
+        return value
+
     @model_validator(mode="after")
     def _needs(self) -> Self:
         if self.source in ("checkpoint", "module") and not self.model:
@@ -78,10 +104,11 @@ class StudentModel(Section):
         if self.source == "teacher_layers" and self.keep is None and isinstance(self.layers, str):
             raise ValueError("from: teacher_layers needs `keep`")
         self._check_layers()
+        self._check_width()
         if self.kept_tokens is not None and self.source in ("checkpoint", "module"):
             raise ValueError(
                 f"vocabulary keeps some of the teacher's tokens, and the student of from: {self.source} has its own: "
-                "leave it out, or start the student from: config or teacher_layers"
+                "leave it out, or start the student from: config, teacher_layers or teacher_width"
             )
         if self.kept_tokens is not None and "vocab_size" in self.overrides:
             raise ValueError("vocabulary and overrides.vocab_size both set the number of tokens: give one of them")
@@ -99,12 +126,28 @@ class StudentModel(Section):
     def _check_layers(self) -> None:
         if self.layers == "evenly":
             return
-        if self.source != "teacher_layers" or self.keep_encoder is not None:
-            raise ValueError("layers goes with from: teacher_layers, and keep_encoder with layers: evenly")
+        if self.source not in ("teacher_layers", "teacher_width") or self.keep_encoder is not None:
+            raise ValueError(
+                "layers goes with from: teacher_layers or teacher_width, and keep_encoder with layers: evenly"
+            )
+        if self.layers == "importance" and self.keep is None:
+            raise ValueError("layers: importance needs `keep`")
         if not isinstance(self.layers, str) and list(self.layers) != sorted(set(self.layers)):
             raise ValueError(f"layers {list(self.layers)}: give indices that rise, each once, e.g. [0, 3, 5]")
         if not isinstance(self.layers, str) and self.keep not in (None, len(self.layers)):
             raise ValueError(f"keep is {self.keep}, and layers lists {len(self.layers)}: leave keep out")
+
+    def _check_width(self) -> None:
+        if self.source != "teacher_width":
+            if self.width is not None:
+                raise ValueError(f"width goes with from: teacher_width, and from is {self.source}: leave it out")
+            return
+        sizes = ("hidden_size", "num_attention_heads", "intermediate_size")
+        if (self.width is None) == (not self.overrides):
+            raise ValueError(f"from: teacher_width needs either width, e.g. 0.5, or overrides of {', '.join(sizes)}")
+        wrong = [key for key, value in self.overrides.items() if key not in sizes or type(value) is not int]
+        if wrong:
+            raise ValueError(f"overrides.{wrong[0]}: from: teacher_width takes whole numbers as {', '.join(sizes)}")
 
 
 class MixedLabels(Section):

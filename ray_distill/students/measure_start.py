@@ -20,6 +20,8 @@ from ray_distill.models.students.importance import LayerChoice, choose_layers, c
 from ray_distill.models.students.layer_copy import depth_of, evenly_spaced
 from ray_distill.models.students.measured import Measured
 from ray_distill.models.students.vocabulary import Counts, count_tokens
+from ray_distill.models.students.width import ROWS as WIDTH_ROWS
+from ray_distill.models.students.width import WidthScores, measure_width
 from ray_distill.snapshots.reader import Snapshot
 from ray_distill.storage import files
 from ray_distill.storage.sealed import read_document, write_sealed
@@ -58,6 +60,20 @@ class KeptLayers(Document):
     """KL divergence from the whole teacher after each removal, in nats."""
 
 
+class Activations(Document):
+    """Mean sizes of the activations of a teacher."""
+
+    refusal: ClassVar[type[DistillError]] = TrainingError
+
+    teacher: str
+    """Fingerprints of the teacher and of the snapshot."""
+    snapshot: str
+    channels: tuple[float, ...]
+    heads: tuple[tuple[float, ...], ...]
+    """By layer; likewise the neurons."""
+    neurons: tuple[tuple[float, ...], ...]
+
+
 def measure_start(
     config: Campaign, snapshot: Snapshot, teacher: TeacherIdentity, *, output: str, ranks: Ranks
 ) -> Measured:
@@ -68,12 +84,12 @@ def measure_start(
         snapshot: the campaign's own.
         teacher: the teacher of its labels.
         output: folder of the students.
-        ranks: the process group. All ranks count tokens; the first one measures layers.
+        ranks: the process group. All ranks count tokens; the first one runs the teacher.
 
     Raises:
         ConfigError: the settings do not suit the teacher.
         TrainingError, DamagedFile: a stored measurement cannot be read.
-        ChangedModel, ModelError: the teacher's layers are measured, and it is not the one that labelled.
+        ChangedModel, ModelError: the teacher is run, and it is not the one that labelled.
         SnapshotError, StorageError: the rows cannot be read.
     """
     model, folder = config.student.model, files.join(output, "measured")
@@ -81,7 +97,8 @@ def measure_start(
     layers = (
         _kept_layers(config, snapshot, teacher, folder=folder, ranks=ranks) if model.layers == "importance" else None
     )
-    return Measured(counts=counts, layers=layers)
+    width = _width(config, snapshot, teacher, folder=folder, ranks=ranks) if model.source == "teacher_width" else None
+    return Measured(counts=counts, layers=layers, width=width)
 
 
 def count_some(config: Campaign, snapshot: Snapshot, *, rows: int) -> Measured:
@@ -146,6 +163,20 @@ def _measure_layers(config: Campaign, snapshot: Snapshot, identity: TeacherIdent
     evenly_spaced(keep, depth)  # refuses more than there are
     batches = calibration_batches(snapshot, teacher, rows=rows_of(depth, keep))
     return choose_layers(teacher.module, batches, depth=depth, keep=keep, family=task.answers.model.FAMILY)
+
+
+def _width(config: Campaign, snapshot: Snapshot, teacher: TeacherIdentity, *, folder: str, ranks: Ranks) -> WidthScores:
+    identity = {"teacher": teacher.fingerprint, "snapshot": snapshot.ref.fingerprint}
+    known = _stored(Activations, folder, identity, ranks)
+    if known is None and ranks.first:
+        model = load_labelling_teacher(config.labels.teacher, teacher, task=config.task)
+        batches = calibration_batches(snapshot, model, rows=WIDTH_ROWS)
+        scores = measure_width(model.module, config_of(model.module), batches, model.url)
+        known = Activations.model_validate({**identity, **vars(scores)})
+        _store(folder, identity, known)
+    known = ranks.share(known)
+    assert known is not None
+    return WidthScores(channels=known.channels, heads=known.heads, neurons=known.neurons)
 
 
 def _stored(kind: type[D], folder: str, identity: Mapping[str, Any], ranks: Ranks) -> D | None:

@@ -192,13 +192,13 @@ def _labels(asked: Asked, data: str) -> dict[str, LabelSetRef]:
         kept = asked.folder / data / f"labels-{pool}.json"
         if not kept.exists():
             head_url = head_of(found["mean"].store) if found else None
-            kept.write_text(_label(_config(asked, data, pool), head_url).to_json())
+            kept.write_text(label_here(_config(asked, data, pool), head_url).to_json())
             _say(f"{data}: labelled, hidden states by {pool}")
         found[pool] = LabelSetRef.from_json(kept.read_text())
     return found
 
 
-def _label(config: Campaign, head_url: str | None) -> LabelSetRef:
+def label_here(config: Campaign, head_url: str | None) -> LabelSetRef:
     """Label the campaign's snapshot unit by unit, as the stages do on a cluster."""
     snapshot = campaign.snapshot(config)
     facts = prepare_teacher(config, snapshot, head_url)
@@ -263,7 +263,7 @@ def _train(
     )
     (ref,) = run_arms(job, SilentReporter())
     results.mkdir(exist_ok=True)
-    pq.write_table(_answers(config, labels[pool], load_model(ref.url, task=config.task)), results / f"{name}.parquet")
+    pq.write_table(answers_of(config, labels[pool], load_model(ref.url, task=config.task)), results / f"{name}.parquet")
     facts = {"validation": _validation(output, ref.arm), "seconds": time.monotonic() - started}
     kept.write_text(json.dumps(facts))
     files.delete(output)
@@ -293,7 +293,7 @@ def _test_rows(config: Campaign, labels: LabelSetRef) -> pa.Table:
     return open_snapshot(labels.snapshot).read("test", columns=["row_id", column, "count", "label"])
 
 
-def _answers(config: Campaign, labels: LabelSetRef, model: Model) -> pa.Table:
+def answers_of(config: Campaign, labels: LabelSetRef, model: Model) -> pa.Table:
     task, classes = TASKS[config.task], open_snapshot(labels.snapshot).classes
     panel = Panel(task=task, models={"model": model}, classes=classes, batch=64, bins=HOW.bins)
     return predict_rows(panel, _test_rows(config, labels), columns=log_probabilities)["model"]
@@ -301,7 +301,7 @@ def _answers(config: Campaign, labels: LabelSetRef, model: Model) -> pa.Table:
 
 def _tell(asked: Asked, data: str, labels: Mapping[str, LabelSetRef], weights: Mapping[str, float]) -> None:
     config, ref = _config(asked, data), labels["mean"]
-    teacher = _answers(config, ref, load_model(config.labels.teacher, task=config.task, head_url=head_of(ref.store)))
+    teacher = answers_of(config, ref, load_model(config.labels.teacher, task=config.task, head_url=head_of(ref.store)))
     rows = _test_rows(config, ref)
 
     def joined(arm: str, seed: int) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Make a student: from a config, a teacher's layers, a checkpoint or a function.
+"""Make a student: from a config, a teacher's layers or width, a checkpoint or a function.
 
 The part that the family of answers decides is a `StudentKind`, which the task's facet ``model`` makes.
 """
@@ -27,7 +27,7 @@ from ray_distill.models.core.module_function import call_factory, check_annotate
 from ray_distill.models.io.load import as_config, read_config
 from ray_distill.models.io.lora import add_lora
 from ray_distill.models.students.kind import StudentKind
-from ray_distill.models.students.layer_copy import fresh
+from ray_distill.models.students.layer_copy import fresh, whole
 from ray_distill.models.students.measured import Measured, needs_measuring
 from ray_distill.models.students.shape import shape_student
 from ray_distill.tasks.catalogue import get_task
@@ -64,7 +64,8 @@ def build_student(
     processor too. A language model has no classes: its outputs are the teacher's ``vocabulary``, which is found
     where it is not given, and whatever its weights come from, it reads the teacher's tokens.
 
-    Which tokens and layers a student keeps follows from ``measured``, which must be given where `needs_measuring`.
+    Which tokens, layers and channels a student keeps follows from ``measured``, which must be given where
+    `needs_measuring`.
 
     Raises:
         ConfigError: overrides the config does not have, more layers than there are, a function with other classes,
@@ -106,7 +107,7 @@ def _make(
             "student from: set student.model.from to checkpoint or module"
         )
     own = teacher.model_copy(update={"max_length": config.max_length or teacher.max_length})
-    make = _from_layers if config.source == "teacher_layers" else _from_config
+    make = _from_config if config.source == "config" else _from_weights
     return make(config, kind, task, own=own, seed=seed, measured=measured)
 
 
@@ -117,7 +118,7 @@ def _from_config(
         shape = shape_student(config, kind, folder, own=own, measured=measured)
         module = fresh(shape.config, own, task, seed)
         kind.start(module, folder, own)
-    facts = {"overrides": dict(config.overrides), **kind.facts, **shape.vocabulary}
+    facts = {"overrides": dict(config.overrides), **kind.facts, **shape.describe}
     return _Made(
         module=module,
         processor=shape.processor,
@@ -127,10 +128,10 @@ def _from_config(
     )
 
 
-def _from_layers(
+def _from_weights(
     config: StudentModel, kind: StudentKind, task: str, *, own: TeacherConfig, seed: int, measured: Measured
 ) -> _Made:
-    if config.overrides:
+    if config.overrides and config.source == "teacher_layers":
         raise ConfigError("student.model.overrides go with from: config; copied layers keep the teacher's config")
     with _opened(own, weights=True) as folder:
         shape = shape_student(config, kind, folder, own=own, measured=measured)
@@ -139,14 +140,14 @@ def _from_layers(
         source, _ = kind.read(folder, own, shape.teacher)
         if shape.kept is not None:
             shape.kept.cut_embeddings(source)
-        shape.taken.copy(source, module)
+        shape.taken.copy(source, module, cut=whole if shape.width is None else shape.width.cut)
         kind.start(module, folder, own)
     return _Made(
         module=module,
         processor=shape.processor,
         space=kind.space(shape.config),
         url=own.model,
-        describe={"source": "teacher_layers", "teacher": own.model, **shape.taken.describe, **shape.vocabulary},
+        describe={"source": config.source, "teacher": own.model, **shape.describe},
     )
 
 

@@ -1,12 +1,12 @@
 """Helpers for students of all kinds: changed configs, fresh modules, copied layers."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ray_distill.config import TeacherConfig
 from ray_distill.errors import ConfigError, ModelError
@@ -26,8 +26,15 @@ _DECIDED = (
     "torch_dtype",
     "auto_map",
 )
+#: Returns a part of a weight of the source, by its name there.
+Cut = Callable[[str, Tensor], Tensor]
 #: Fields that transformers derives from others and that go stale when those change.
 _DERIVED = ("stage_names", "out_features", "out_indices", "_out_features", "_out_indices")
+
+
+def whole(name: str, weight: Tensor) -> Tensor:
+    """Return all of a weight."""
+    return weight
 
 
 def evenly_spaced(keep: int, of: int) -> tuple[int, ...]:
@@ -119,15 +126,24 @@ def stacks_of(source: nn.Module, student: nn.Module, kept: Sequence[int], *, dep
     return stacks
 
 
-def copy_stacks(source: nn.Module, student: nn.Module, kept: Mapping[str, Sequence[int]]) -> None:
+def copy_stacks(
+    source: nn.Module, student: nn.Module, kept: Mapping[str, Sequence[int]], *, cut: Cut | None = None
+) -> None:
     """Run `copy_layers` on several stacks, by name, each with its own layers kept.
+
+    Args:
+        source: has all layers.
+        student: has the kept ones.
+        kept: which, by stack.
+        cut: returns the part of a weight of the source that the student has; default: all of it.
 
     Raises:
         ModelError: weights do not fit.
     """
-    state = source.state_dict()
+    state, cut = source.state_dict(), cut or whole
     try:
-        student.load_state_dict({name: state[_origin(name, kept)] for name in student.state_dict()})
+        origins = {name: _origin(name, kept) for name in student.state_dict()}
+        student.load_state_dict({name: cut(origin, state[origin]) for name, origin in origins.items()})
     except (KeyError, RuntimeError) as error:
         raise ModelError(f"the layers of {type(source).__name__} do not fit the student: {error}") from error
 

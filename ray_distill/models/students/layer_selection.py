@@ -9,7 +9,7 @@ from torch import nn
 from ray_distill.config import StudentModel
 from ray_distill.errors import ConfigError
 from ray_distill.models.students.importance import LayerChoice
-from ray_distill.models.students.layer_copy import copy_stacks, depth_of, evenly_spaced, shorter, stacks_of
+from ray_distill.models.students.layer_copy import Cut, copy_stacks, depth_of, evenly_spaced, shorter, stacks_of
 
 #: Names that families use for the depths of their encoder and decoder.
 _DEPTHS = (("num_layers", "num_decoder_layers"), ("encoder_layers", "decoder_layers"))
@@ -42,8 +42,13 @@ class Taken:
             **self.facts,
         }
 
-    def copy(self, source: nn.Module, student: nn.Module) -> None:
+    def copy(self, source: nn.Module, student: nn.Module, *, cut: Cut) -> None:
         """Copy all weights of the student from the teacher's module.
+
+        Args:
+            source: the teacher's.
+            student: has the kept layers.
+            cut: returns the part of a weight of the teacher that the student has, by name.
 
         Raises:
             ModelError: there are no such layers, or they do not fit.
@@ -56,6 +61,7 @@ class Taken:
                 for part, kept in self.kept.items()
                 for stack in stacks_of(source, student, kept, depth=self.depths[part], within=part)
             },
+            cut=cut,
         )
 
 
@@ -92,8 +98,7 @@ def take_layers(teacher_config: Any, config: StudentModel, url: str, choice: Lay
 
 def _layers_of(config: StudentModel, depth: int, choice: LayerChoice | None) -> tuple[int, ...]:
     if isinstance(config.layers, str):
-        assert config.keep is not None
-        return evenly_spaced(config.keep, depth) if choice is None else choice.kept
+        return evenly_spaced(config.keep or depth, depth) if choice is None else choice.kept
     if config.layers[-1] >= depth:
         raise ConfigError(
             f"student.model.layers is {_shown(config.layers)}, but the teacher has {depth} layers: expected indices "

@@ -128,7 +128,7 @@ def _configured(config: Campaign) -> AnswerSpace | None:
 
 
 def _starts_from_teacher(student: StudentModel) -> bool:
-    return student.source == "teacher_layers" or student.embeddings != "new"
+    return student.source in ("teacher_layers", "teacher_width") or student.embeddings != "new"
 
 
 def _notes(config: Campaign) -> tuple[str, ...]:

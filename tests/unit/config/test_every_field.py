@@ -34,7 +34,7 @@ WHOLE: dict[str, Any] = {
         "failures": {},
     },
     "student": {
-        "model": {"from": "teacher_layers", "model": "m:f", "keep": 1, "lora": {}, "vocabulary": {"keep": 0.9}},
+        "model": {"from": "teacher_width", "width": 0.5, "model": "m:f", "lora": {}, "vocabulary": {"keep": 0.9}},
         "losses": {"soft": {"weight": 1.0}},
         "training": {"budget": {}, "checkpoints": {}, "sampling": {"by": "class"}},
         "mixture": {"how": "average", "others": [{"labels": "l.json"}]},

@@ -113,6 +113,15 @@ def test_layers_are_measured_once(home: Path, tmp_path: Path, monkeypatch: pytes
     assert model.describe["removed_layers"] == list(first.layers.removed)
 
 
+def test_activations_are_measured_once(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For every width: another share reads them."""
+    snapshot, model = open_snapshot(_labels(home).snapshot), {"from": "teacher_width", "keep": None}
+    first = _measured(_config(home, **model, width=0.5), snapshot, str(tmp_path))
+    assert first.width is not None and len(first.width.channels) == 32 and min(first.width.channels) > 0
+    monkeypatch.setattr(measuring, "measure_width", None)
+    assert _measured(_config(home, **model, width=0.9), snapshot, str(tmp_path)) == first
+
+
 def test_a_damaged_measurement_is_deleted_and_measured_again(home: Path, tmp_path: Path) -> None:
     """The message is followed to the letter."""
     config, snapshot = _config(home, vocabulary={"tokens": 100}), open_snapshot(_labels(home).snapshot)

@@ -185,6 +185,13 @@ MISTAKES: dict[str, Wrong] = {
     "width that heads do not divide": w(
         "rows", {"student.model.overrides": {"hidden_size": 31}}, "student", "31", "attention heads"
     ),
+    "width that is no number of heads": w(
+        "rows",
+        {"student.model": {"from": "teacher_width", "overrides": {"hidden_size": 20}}},
+        "student.model.overrides",
+        "hidden_size 20",
+        "16 times as many",
+    ),
     "adapters of a classifier": w(
         "rows", {"student.model": {"from": "teacher_layers", "keep": 1, "lora": {}}}, "student.model.lora"
     ),

@@ -23,6 +23,7 @@ from ray_distill.models.heads.temperature import linear_head, tempered
 from ray_distill.models.io.load import load_model
 from ray_distill.models.io.save import save_model
 from ray_distill.tasks.answers.classes.evaluation.predictions import log_probabilities
+from ray_distill.tasks.answers.labels.answer_requests import columns
 from ray_distill.tasks.answers.labels.evaluation.predictions import decisions
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.teachers.base import LabelRequest
@@ -155,6 +156,9 @@ def test_log_odds_are_divided_before_thresholds(tmp_path: Path) -> None:
     found = decisions(panel, "student", logits)
     assert np.allclose(found["log_odds"].to_pylist(), logits.numpy() / T)
     assert found["decided"].to_pylist() == [[0, 1], [1, 2]], "sigmoid(-0.9 / 2.6) is above 0.4, and that of -0.9 is not"
+    answered = columns(logits.double(), NAMES, {"decision": dict(model.decision)})
+    assert answered["labels"] == [["no", "yes"], ["yes", "maybe"]], "a served model decides alike"
+    assert np.allclose(answered["probabilities"], (logits / T).sigmoid())
 
 
 def served(tmp_path: Path, task: str) -> Any:

@@ -149,7 +149,11 @@ def test_a_temperature_is_part_of_the_weights(model: Model, tmp_path: Path) -> N
     labels = [int(n) if i % 5 else i % 3 for i, n in enumerate(before.argmax(axis=1))]
     data = unit(list(range(200)), labels)
     fresh = load_model(model.url, task=TASK)
+    other = TrainingConfig(micro_batch=7, global_batch=14, micro_tokens=40)
+    _, again = calibrated(load_model(model.url, task=TASK), partial(units, data), CLASSES, other)
     done, found = calibrated(fresh, partial(units, data), CLASSES, TRAINING)
+    assert again.temperature == found.temperature, "whatever the size of a pass"
+    assert (again.nll_after, again.ece_after) == pytest.approx((found.nll_after, found.ece_after), abs=1e-5)
     assert found.temperature > 1.5 and found.where == "head" and done.decision == {}
     assert np.allclose(logits_of(done, data) * found.temperature, before, rtol=1e-5, atol=1e-5)
     assert found.in_words.startswith(f"temperature {found.temperature:g} on 200 rows of the calibration split")

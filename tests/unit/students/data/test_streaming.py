@@ -126,6 +126,21 @@ def test_batches_are_those_of_memory_to_the_bit(source: Source) -> None:
     streamed.train.close()
 
 
+def test_the_calibration_split_is_read_unit_by_unit(source: Source) -> None:
+    """Its usable rows alone, each once with its labels and without states; the same beside streamed rows."""
+    memory, streamed = opened(source, stream="never"), opened(source, stream="always")
+    parts = list(memory.calibration())
+    assert len(parts) == len(source.units("calibration")) > 1 and all(part.rows <= 7 for part in parts)
+    ids = np.concatenate([rowids.to_numpy(part.encoded.row_ids) for part in parts])
+    table = source.snapshot.read("calibration", ["row_id", "text"])
+    usable = [text.strip() != "" for text in table["text"].to_pylist()]
+    assert sorted(ids) == sorted(rowids.to_numpy(table["row_id"])[usable])
+    assert all(part.distributions is not None and not part.hidden for part in parts)
+    for one, other in zip(parts, streamed.calibration(), strict=True):
+        assert_equal(one.batch(np.arange(one.rows)), other.batch(np.arange(other.rows)))
+    streamed.train.close()
+
+
 def test_each_unit_is_read_about_once_an_epoch(source: Source) -> None:
     """With room for the units that are open, no more is read than cuts between lanes cost, plus what is read ahead."""
     data = opened(source, stream="always", memory_gb=1e-3)

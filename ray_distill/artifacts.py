@@ -180,11 +180,11 @@ class Calibration(Document):
         """Return the result as a phrase, without a full stop."""
         if not self.rows:
             return f"temperature 1: {self.reason}"
-        measured = (
-            f"on {self.rows:,} rows of the calibration split, against {self.shown_against}: ECE "
-            f"{self.ece_before:.4f} before, {self.ece_after:.4f} after; NLL {self.nll_before:.4f}, {self.nll_after:.4f}"
-        )
-        return f"temperature {self.temperature:g} {measured}{f' ({self.reason})' if self.reason else ''}"
+        where = f"on {self.rows:,} rows of the calibration split, against {self.shown_against}"
+        figures = f"ECE {self.ece_before:.4f}, NLL {self.nll_before:.4f}"
+        if self.temperature != 1:
+            figures += f" before; ECE {self.ece_after:.4f}, NLL {self.nll_after:.4f} after"
+        return f"temperature {self.temperature:g} {where}: {figures}{f' ({self.reason})' if self.reason else ''}"
 
     @property
     def shown_against(self) -> str:

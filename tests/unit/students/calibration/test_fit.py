@@ -71,6 +71,7 @@ def test_noise_moves_a_calibrated_model_little(seed: int) -> None:
     assert (found.temperature == 1) == bool(found.reason)
     if found.reason:
         assert "which chance explains" in found.reason and found.ece_after == found.ece_before
+        assert "before" not in found.in_words and found.in_words.endswith(f"({found.reason})")
 
 
 def test_most_calibrated_models_keep_their_logits() -> None:

@@ -13,7 +13,7 @@ from ray_distill.models.core.module_function import is_factory
 from ray_distill.runtime.core.class_names import with_teacher_names
 from ray_distill.runtime.labelling.identify_teacher import TeacherFacts, make_manifest
 from ray_distill.runtime.model_checks.stored_mass import check_stored_mass
-from ray_distill.runtime.model_checks.student import open_student
+from ray_distill.runtime.model_checks.student import check_shape, open_student
 from ray_distill.runtime.model_checks.teacher import TeacherHead, open_teacher_head
 from ray_distill.runtime.model_checks.training_step import has_batch_norm, try_step
 from ray_distill.storage import files
@@ -72,6 +72,8 @@ def check_student(config: Campaign, opened: OpenedTeacher, *, call: bool) -> tup
     stored, head = opened.stored, opened.head
     manifest = stored or _manifest(config, head)
     if manifest is None:
+        with _named("student.model"):
+            check_shape(config)
         return ()
     if stored is not None:
         check_stored_mass(config, stored)

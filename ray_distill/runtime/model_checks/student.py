@@ -20,6 +20,9 @@ from ray_distill.models.students.shape import shape_student
 from ray_distill.runtime.model_checks.sizes import TRAINED_PARAMETERS, is_small
 from ray_distill.tasks.catalogue import get_task
 
+#: Names of classes that are not known yet.
+STAND_IN = ("0", "1")
+
 
 def open_student(config: Campaign, space: AnswerSpace) -> Model | None:
     """Build the campaign's student as training will; None where it is too large.
@@ -51,6 +54,20 @@ def open_student(config: Campaign, space: AnswerSpace) -> Model | None:
         vocabulary=width,
         measured=NOTHING_MEASURED,
     )
+
+
+def check_shape(config: Campaign) -> None:
+    """Check a student that is made of its teacher while the classes are not known: all but its head.
+
+    Raises:
+        ConfigError, ModelError, StorageError: as `build_student`.
+    """
+    own, model, teacher = get_task(config.task), config.student.model, config.labels.teacher
+    if model.source not in ("module", "checkpoint") and not is_factory(teacher.model):
+        _open_head(
+            config,
+            own.answers.model.student(model, task=own, classes=STAND_IN, width=None, teacher=teacher, seed=config.seed),
+        )
 
 
 def _is_small(config: Campaign) -> bool:

@@ -186,3 +186,25 @@ def _fill(config: Campaign, *, mass: float, rows: int = 40) -> None:
         config.store_url, store.manifest, unit, row_ids=ids, signal=signal_of(distributions=labels), rejected=[]
     )
     store.commit([receipt])
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"from": "teacher_layers", "keep": 9}, r"student\.model\.keep is 9, but the teacher has 2 layers"),
+        (
+            {"from": "teacher_layers", "keep": 1, "vocabulary": {"tokens": 5}},
+            r"student\.model\.vocabulary\.tokens: 5 is",
+        ),
+        ({"from": "teacher_width", "overrides": {"hidden_size": 20}}, r"student\.model\.overrides: found 1 heads and"),
+        ({"overrides": {"hiden_size": 16}}, r"student\.model\.overrides\.hiden_size: .*did you mean hidden_size"),
+    ],
+)
+def test_a_student_is_checked_before_the_classes_are_known(
+    tmp_path: Path, teacher: str, model: dict[str, Any], message: str
+) -> None:
+    """The labels of the snapshot name them, and its head alone depends on them."""
+    labels = {"teacher": {"model": teacher, "head": {}}}
+    assert check_models(_config(tmp_path, teacher, labels=labels)) == ()
+    with pytest.raises(ConfigError, match=message):
+        check_models(_config(tmp_path, teacher, labels=labels, student={"model": model}))

@@ -57,7 +57,7 @@ def open_student(config: Campaign, space: AnswerSpace) -> Model | None:
 
 
 def check_shape(config: Campaign) -> None:
-    """Check a student that is made of its teacher while the classes are not known: all but its head.
+    """Check a student made of its teacher, whose classes are not known: all but its head.
 
     Raises:
         ConfigError, ModelError, StorageError: as `build_student`.

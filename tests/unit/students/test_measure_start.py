@@ -14,11 +14,11 @@ from ray_distill.labels.model.manifest import TeacherIdentity
 from ray_distill.labels.store.label_store import open_store
 from ray_distill.models.io.load import load_model
 from ray_distill.models.students.build import build_student
-from ray_distill.models.students.measured import Measured
+from ray_distill.models.students.measured import NOTHING_MEASURED, Measured
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.snapshots.take import take_snapshot
 from ray_distill.students import measure_start as measuring
-from ray_distill.students.measure_start import measure_start
+from ray_distill.students.measure_start import count_some, measure_start
 from ray_distill.students.process_group import Ranks
 from ray_distill.students.run import TrainingJob, run_arms
 from ray_distill.students.telemetry.reporter import SilentReporter
@@ -94,6 +94,15 @@ def test_tokens_are_counted_once(home: Path, tmp_path: Path, monkeypatch: pytest
     assert len(list((tmp_path / "measured").iterdir())) == 2
     assert _measured(_config(home), snapshot, str(tmp_path / "none")).counts is None
     assert not (tmp_path / "none").exists()
+
+
+def test_a_forecast_counts_some_shards(home: Path) -> None:
+    """As many as have the rows; other measurements have stand-ins of the same size."""
+    snapshot = open_snapshot(_labels(home).snapshot)
+    some, every = (count_some(_config(home, vocabulary={"keep": 0.9}), snapshot, rows=rows) for rows in (1, 10**6))
+    assert some.counts is not None and every.counts is not None
+    assert 0 < some.counts.sum() <= every.counts.sum()
+    assert count_some(_config(home, layers="importance"), snapshot, rows=1) == NOTHING_MEASURED
 
 
 def test_layers_are_measured_once(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

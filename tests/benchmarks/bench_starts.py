@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from ray_distill.artifacts import LabelSetRef
@@ -110,16 +112,15 @@ def _train(folder: Path, config: Campaign, labels: LabelSetRef, *, name: str, se
     )
     (ref,) = run_arms(job, SilentReporter())
     model = load_model(ref.url, task=config.task)
-    facts = {**_measured(config, labels, model), **_size(model, Path(ref.url)), "speed": _speed(labels, model)}
+    facts = {**_measured(folder, config, labels, model), **_size(model, Path(ref.url)), "speed": _speed(labels, model)}
     kept.write_text(json.dumps(facts))
     return facts
 
 
-def _measured(config: Campaign, labels: LabelSetRef, model: Model) -> dict[str, Any]:
+def _measured(folder: Path, config: Campaign, labels: LabelSetRef, model: Model) -> dict[str, Any]:
     snapshot, column = open_snapshot(labels.snapshot), TASKS[config.task].inputs.column
     rows = snapshot.read("test", columns=["row_id", column, "count", "label"])
-    teacher = load_model(config.labels.teacher, task=config.task, head_url=head_of(labels.store))
-    known = answers_of(config, labels, teacher)
+    known = _teacher_answers(folder, config, labels)
     found = measure(join_predictions(rows, answers_of(config, labels, model), teacher=known), HOW)
     accuracy = found["accuracy"]
     return {
@@ -128,6 +129,14 @@ def _measured(config: Campaign, labels: LabelSetRef, model: Model) -> dict[str, 
         "kl": found["kl_from_teacher"].value,
         "teacher": measure(join_predictions(rows, known), HOW)["accuracy"].value,
     }
+
+
+def _teacher_answers(folder: Path, config: Campaign, labels: LabelSetRef) -> pa.Table:
+    kept = folder / "teacher.parquet"
+    if not kept.exists():
+        teacher = load_model(config.labels.teacher, task=config.task, head_url=head_of(labels.store))
+        pq.write_table(answers_of(config, labels, teacher), kept)
+    return pq.read_table(kept)
 
 
 def _size(model: Model, folder: Path) -> dict[str, Any]:

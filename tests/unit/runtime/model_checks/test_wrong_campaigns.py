@@ -199,6 +199,17 @@ MISTAKES: dict[str, Wrong] = {
     "fewer tokens for labels over tokens": w(
         "tokens", {"student.model.vocabulary": {"keep": 0.9}}, "student.model.vocabulary", "null"
     ),
+    "fewer tokens beside states of tokens": w(
+        "rows",
+        {
+            "student.model.vocabulary": {"tokens": 109},
+            "labels.hidden": {"layers": [-1], "pool": "token"},
+            "student.losses.hidden": {},
+        },
+        "student.model.vocabulary",
+        "pool is token",
+        "mean, cls or last",
+    ),
     "fewer tokens than must stay": w(
         "rows", {"student.model.vocabulary": {"tokens": 5}}, "student.model.vocabulary.tokens", "5", "109"
     ),

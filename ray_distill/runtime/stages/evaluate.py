@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from ray_distill.evaluation.measures.cost import CostReport, cost_metrics, cost_
 from ray_distill.evaluation.measures.drift import DriftReport
 from ray_distill.evaluation.predict.texts import from_json, to_json
 from ray_distill.evaluation.report.assemble import content_fingerprint
+from ray_distill.evaluation.report.diagnosis import ArmCurve, diagnose
 from ray_distill.evaluation.report.html import render_report, report_figures
 from ray_distill.evaluation.report.plots import figure_png
 from ray_distill.fingerprint import fingerprint, sha256
@@ -89,7 +91,7 @@ def evaluate(session: Session, students: Mapping[str, StudentRef]) -> EvalReport
                 watch=watch,
                 progress=TaskProgress(watch.url),
             )
-        report = keep(judged, config)
+        report = keep(_diagnosed(judged, config), config)
         _record(session, stage, report)
     session.finish("evaluate", key, {"report": report.to_dict(), "champion": now})
     for note in report.notes:
@@ -340,17 +342,31 @@ def kept_texts(report: EvalReport) -> dict[str, Any]:
 
 
 def _history(report: EvalReport) -> dict[str, list[tuple[int, float]]]:
+    """Return the training loss of each trained arm by step."""
+    return {
+        curve.arm: [(step, values["loss"]) for step, values in curve.steps.items()]
+        for curve in _curves(report)
+        if curve.steps
+    }
+
+
+def _curves(report: EvalReport) -> list[ArmCurve]:
     """Return the curve of each trained arm; of several learning rates, that of the selected one."""
-    history = {}
-    for arm in ARMS.keys() & report.models.keys():
+    found = []
+    for arm in sorted(ARMS.keys() & report.models.keys()):
         facts = read_facts(report.models[arm].url)
         output = report.models[arm].url.rpartition("/")[0]
-        curve = read_curve(curve_url(output, arm)) or read_curve(
-            curve_url(output, f"{arm}/rate-{facts['learning_rate']:g}")
-        )
-        if curve:
-            history[arm] = [(step, values["loss"]) for step, values in curve.items()]
-    return history
+        rate = f"{arm}/rate-{facts['learning_rate']:g}"
+        steps = read_curve(curve_url(output, arm)) or read_curve(curve_url(output, rate))
+        found.append(ArmCurve(arm=arm, facts=facts, steps=steps))
+    return found
+
+
+def _diagnosed(judged: Judged, config: Campaign) -> Judged:
+    """Add findings about the training to the report's notes."""
+    open_end = config.student.training.open_budget is not None
+    more = diagnose(judged.report, _curves(judged.report), open_end=open_end)
+    return replace(judged, report=judged.report.with_changes(notes=(*judged.report.notes, *more)))
 
 
 def _calibrations(report: EvalReport) -> dict[str, Calibration]:

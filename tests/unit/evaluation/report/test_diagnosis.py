@@ -1,0 +1,119 @@
+"""Findings about a training and the settings that would change them: provoked, and absent in a healthy run."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from ray_distill.artifacts import Estimate, EvalReport, LabelSetRef, SnapshotRef, StudentRef
+from ray_distill.evaluation.report.diagnosis import ArmCurve, diagnose
+
+STEPS, PASSES = 100, 20
+
+
+def curve(
+    validation: Callable[[int], float],
+    training: Callable[[int], float] = lambda step: 2 / step,
+    *,
+    arm: str = "student",
+    rows: int = 5_000,
+    decay_from: int = STEPS,
+) -> ArmCurve:
+    """A hundred steps of two seconds, validated every five."""
+    steps = {
+        step: {"loss": training(step), "seconds_step": 2.0}
+        | ({"validation_nll": validation(step), "validation_accuracy": 0.5} if step % 5 == 0 else {})
+        for step in range(1, STEPS + 1)
+    }
+    facts = {"training_rows": rows, "steps": STEPS, "most_steps": STEPS, "decay_from": decay_from, "passes": PASSES}
+    return ArmCurve(arm=arm, facts=facts, steps=steps)
+
+
+def report(behind: float = 0.0) -> EvalReport:
+    """A student whose accuracy is behind its teacher's by so much, give or take 0.01."""
+    ref = StudentRef(
+        url="u",
+        fingerprint="f",
+        arm="student",
+        labels=LabelSetRef(
+            store="", fingerprint="", log_length=0, log_digest="", snapshot=SnapshotRef(url="", fingerprint="")
+        ),
+    )
+    return EvalReport(
+        url="",
+        fingerprint="",
+        task="text_classification",
+        student=ref,
+        models={},
+        comparisons={"accuracy_minus_teacher": Estimate(value=-behind, low=-behind - 0.01, high=0.01 - behind, n=100)},
+    )
+
+
+def flat(step: int) -> float:
+    """Falls for a third of the steps, then stays."""
+    return 0.5 + max(0.0, 1 - step / 30)
+
+
+def found(*curves: ArmCurve, behind: float = 0.0, open_end: bool = True) -> list[str]:
+    return diagnose(report(behind), curves, open_end=open_end)
+
+
+def test_a_healthy_training_has_no_findings() -> None:
+    """It has converged, learns from enough rows, and is as good as its teacher."""
+    healthy = [curve(flat, arm=arm) for arm in ("student", "baseline_hard_labels", "baseline_teacher_hard_labels")]
+    assert found(*healthy) == found(*healthy, open_end=False) == []
+    assert found() == found(ArmCurve(arm="student", facts={}, steps={})) == []
+
+
+@pytest.mark.parametrize(("open_end", "setting"), [(True, "budget (passes, examples)"), (False, "epochs")])
+def test_a_student_that_still_improves_is_named_with_the_cost_of_more(open_end: bool, setting: str) -> None:
+    """Its loss falls by a third in the last third of the steps: twice of them take 200 s more."""
+    falls = 80 if open_end else STEPS
+    (note,) = found(curve(lambda step: 100 / step, decay_from=falls), open_end=open_end)
+    assert note.startswith("The student was still improving when its training ended: the last third of its 20 passes")
+    assert f"Raise student.training.{setting}: twice the steps take about 3 min 20 s more for each arm." in note
+
+
+def test_a_run_that_reached_a_plateau_does_not_still_improve() -> None:
+    """The fall of the rate always gains something; the training had stopped improving before it."""
+    whole = curve(lambda step: 1.0 if step <= 80 else 0.5, decay_from=80)
+    ended = ArmCurve(arm="student", facts={**whole.facts, "most_steps": 4 * STEPS}, steps=whole.steps)
+    assert found(ended) == []
+    assert found(whole) == [], "at its most steps, those at the full rate count"
+
+
+def test_a_verdict_over_arms_that_have_not_all_converged_says_so() -> None:
+    """One of two baselines still improves; where all do, the arms are alike."""
+    slow = curve(lambda step: 100 / step, arm="baseline_teacher_hard_labels")
+    notes = found(curve(flat), slow, open_end=False)
+    assert len(notes) == 2 and notes[0].startswith("The baseline on the teacher's hard labels was still improving")
+    assert "not all have converged (the baseline on the teacher's hard labels)" in notes[1]
+    assert len(found(slow, open_end=False)) == 1
+
+
+def test_over_fitting_is_named_with_the_step_it_began_at() -> None:
+    """The validation loss rises from step 30 on while the training loss falls."""
+    (note,) = found(curve(lambda step: 0.5 + abs(step - 30) / 100))
+    assert "The student over-fits since step 30 of 100: its validation loss rose from 0.5 to 1.2" in note
+    assert "student.training.weight_decay" in note
+    assert found(curve(lambda step: 0.5 + abs(step - 30) / 100, training=lambda step: 1.0)) == []
+
+
+def test_few_rows_are_named() -> None:
+    """More inputs need no labels."""
+    (note,) = found(curve(flat, rows=200))
+    assert "The student was trained on 200 rows, each 20 times: more inputs without labels in snapshot.source" in note
+
+
+def test_a_student_that_is_too_small_is_named_only_if_it_is_behind() -> None:
+    """Its training loss stays at 80 % of that of the first pass, and it has stopped improving."""
+    small = curve(flat, training=lambda step: 1.0 if step <= 5 else 0.8)
+    (note,) = found(small, behind=0.1)
+    assert "its training loss stays at 80% of that of its first pass" in note and "A larger student.model" in note
+    assert found(small, behind=0.0) == found(curve(flat), behind=0.1) == []
+
+
+def test_a_loss_that_is_no_number_is_no_finding() -> None:
+    """Curves of an older form have no seconds and no losses."""
+    bare = {step: {"validation_kl": 1.0, "loss": math.nan} for step in range(1, 10)}
+    assert found(ArmCurve(arm="student", facts={"training_rows": 900, "steps": 9, "passes": 1}, steps=bare)) == []

@@ -1,4 +1,4 @@
-"""Find what the curves of a training say about its students, and the setting that would change it."""
+"""Read the curves of a training: what is wrong with it, and the setting that would change it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,14 +68,14 @@ class ArmCurve:
         return float(self.facts["passes"]) * step / max(int(self.facts["steps"]), 1)
 
     def mean_loss(self, begin: float, end: float) -> float:
-        """Return the mean training loss between two shares of the steps; NaN without any."""
+        """Return the mean training loss between two shares of the steps; NaN = there is none."""
         low, high = begin * self.last, end * self.last
         found = [values["loss"] for step, values in self.steps.items() if low < step <= high and "loss" in values]
         return float(np.mean(found)) if found else float("nan")
 
 
 def diagnose(report: EvalReport, curves: Sequence[ArmCurve], *, open_end: bool) -> list[str]:
-    """Return findings in plain words, each with the setting that would change it and what that costs.
+    """Return findings in plain words, each with the setting that would change it.
 
     Args:
         report: all measures.
@@ -95,7 +95,7 @@ def diagnose(report: EvalReport, curves: Sequence[ArmCurve], *, open_end: bool) 
 
 
 def _still_gains(curve: ArmCurve) -> float | None:
-    """Return the share of the loss that the last part of a training gained; None = it has converged.
+    """Return the share of the loss that the last part gained; None = it has converged.
 
     Where the fall of the rate was decided on the way, the training had stopped improving before. Where it ended at its
     most steps, only those at the full rate count, because every fall of the rate gains something.

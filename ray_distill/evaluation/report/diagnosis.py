@@ -1,4 +1,4 @@
-"""Read the curves of a training: what is wrong with it, and the setting that would change it."""
+"""Read the curves of a training for its faults, and the settings that would change them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

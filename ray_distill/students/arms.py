@@ -3,7 +3,7 @@
 The arms are the student and the baselines with which it is compared.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,14 +14,32 @@ from ray_distill.students.data.examples import Examples
 from ray_distill.students.objective.loss_settings import LossKinds, follows_labels
 from ray_distill.students.order.cursor import Index
 
+Losses = Mapping[str, LossConfig]
+
+
+def _true_labels(student: Losses) -> Losses:
+    """Return true labels alone."""
+    return {"hard": LossConfig()}
+
+
+def _teachers_choice(student: Losses) -> Losses:
+    """Return the student's losses with the teacher's first choice in place of its distribution.
+
+    True labels stay, so that the arm has the student's rows, and differs from it in soft labels (and hidden states)
+    alone.
+    """
+    soft = student.get("soft")
+    found = {"teacher_hard": LossConfig() if soft is None else LossConfig(weight=soft.weight)}
+    return found | ({"hard": student["hard"]} if "hard" in student else {})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
     """One model to train."""
 
     name: str
-    losses: Mapping[str, LossConfig] | None = None
-    """None = the configured ones."""
+    losses: Callable[[Losses], Losses] = dict
+    """Returns its losses, given those of the student."""
     ceiling: bool = False
     """True: the arm is trained on the teacher's own labelled rows, not on the snapshot's train split."""
 
@@ -30,9 +48,9 @@ ARMS: Mapping[str, Arm] = {
     arm.name: arm
     for arm in (
         Arm(name="student"),
-        Arm(name="baseline_hard_labels", losses={"hard": LossConfig()}),
-        Arm(name="baseline_teacher_hard_labels", losses={"teacher_hard": LossConfig()}),
-        Arm(name="ceiling_true_labels", losses={"hard": LossConfig()}, ceiling=True),
+        Arm(name="baseline_hard_labels", losses=_true_labels),
+        Arm(name="baseline_teacher_hard_labels", losses=_teachers_choice),
+        Arm(name="ceiling_true_labels", losses=_true_labels, ceiling=True),
     )
 }
 

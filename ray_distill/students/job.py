@@ -68,4 +68,4 @@ def learn_of(config: Campaign) -> LearnFacet:
 
 def losses_of(config: Campaign, arm: Arm) -> Mapping[str, LossConfig]:
     """Return the losses of an arm."""
-    return config.student.losses if arm.losses is None else arm.losses
+    return arm.losses(config.student.losses)

@@ -288,6 +288,15 @@ def _train_rate(workshop: Workshop, arm: Arm, run: TrainingRun, reporter: Report
     return best
 
 
+def _rows_by_teacher(run: TrainingRun) -> dict[str, int]:
+    """Return how many rows of a run the teacher teaches, and how many true labels do."""
+    rows, by_labels = np.unique(run.rows), [term.loss.follows_labels for term in run.terms]
+    return {
+        "rows_by_teacher": 0 if all(by_labels) else int(run.data.distil[rows].sum()),
+        "rows_by_true_labels": int(run.data.labelled[rows].sum()) if any(by_labels) else 0,
+    }
+
+
 def _facts(
     workshop: Workshop, arm: Arm, run: TrainingRun, *, outcome: Best, tried: Mapping[float, float]
 ) -> dict[str, Any]:
@@ -310,6 +319,7 @@ def _facts(
             "seed": run.seed,
             "losses": losses,
             "training_rows": len(np.unique(run.rows)),
+            **_rows_by_teacher(run),
             "weigh_by": run.training.weigh_by,
             "steps": outcome.ended.steps,
             "decay_from": outcome.ended.decay_from,

@@ -118,7 +118,7 @@ def _prepared(
     config: Campaign, arm: Arm, data: PositionExamples, *, model: Model, manifest: StoreManifest
 ) -> tuple[TrainingRun, Engine]:
     learn, training = learn_facet(get_task(config.task).answers), _alone(config.student.training)
-    losses = config.student.losses if arm.losses is None else arm.losses
+    losses = arm.losses(config.student.losses)
     terms = build_terms(
         losses,
         kinds=learn.LOSSES,

@@ -56,7 +56,7 @@ class ArmCurve:
     def ended_open(self) -> bool:
         """Return whether the arm had an open end, and ended at the most steps that it was given."""
         most, falls = self.facts.get("most_steps", 0), self.facts.get("decay_from", self.last)
-        return falls < self.last and self.last >= most
+        return bool(falls < self.last and self.last >= most)
 
     @property
     def seconds(self) -> float:

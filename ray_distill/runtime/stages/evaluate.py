@@ -41,6 +41,7 @@ from ray_distill.students.arms import ARMS
 from ray_distill.students.export import exported_calibration
 from ray_distill.students.telemetry.curves import curve_url, read_curve
 from ray_distill.tasks.catalogue import get_task
+from ray_distill.text import arm_name
 from ray_distill.tracking.base import Run
 
 #: File of the texts that models wrote, beside the report and on the run.
@@ -375,6 +376,16 @@ def _calibrations(report: EvalReport) -> dict[str, Calibration]:
     return {arm: calibration for arm, calibration in found.items() if calibration is not None}
 
 
+def _rows_of(curve: ArmCurve) -> str:
+    """Return how many rows taught an arm, and how often."""
+    facts = curve.facts
+    return (
+        f"{arm_name(curve.arm)}: {facts['training_rows']:,} rows in {facts['steps']:,} steps of "
+        f"{facts['global_batch']} ({facts['passes']:.3g} passes), {facts['rows_by_teacher']:,} of them by the teacher "
+        f"and {facts['rows_by_true_labels']:,} by true labels"
+    )
+
+
 def _drift(session: Session) -> DriftReport | None:
     """Return the drift report of the latest relabelling, or None if nothing was compared."""
     last = session.last("relabel")
@@ -389,6 +400,7 @@ def _provenance(session: Session, report: EvalReport) -> dict[str, str]:
         "snapshot": f"{labels.snapshot.fingerprint} at {labels.snapshot.url}",
         "labelled rows": in_words(open_snapshot(labels.snapshot).manifest),
         "labels": f"{labels.fingerprint} at {labels.store}",
+        "rows": "; ".join(map(_rows_of, _curves(report))),
         "student": f"{report.student.fingerprint} at {report.student.url}",
         "evaluation": f"{report.fingerprint} at {report.url}",
     }

@@ -27,6 +27,17 @@ from ray_distill.tracking.none import InMemoryRegistry, NullTracker
 TEXTS = [f"document {n} of {'cats' if n % 2 else 'owls'}: " + "la " * (n % 7) for n in range(60)]
 CHATS = [[{"role": "user", "content": text}, {"role": "assistant", "content": text[::-1]}] for text in TEXTS]
 
+#: What a card says of an arm's training.
+FACTS = {
+    "learning_rate": 1e-3,
+    "training_rows": 900,
+    "steps": 10,
+    "global_batch": 16,
+    "passes": 1.0,
+    "rows_by_teacher": 900,
+    "rows_by_true_labels": 0,
+}
+
 
 @dataclass
 class Recorded:
@@ -83,7 +94,7 @@ def students(config, root, **refs):
         base = write_tiny_causal_model(root / f"base-{arm}", seed)
         spec = TeacherConfig(model=str(base), language=LanguageConfig(format=config.labels.teacher.language.format))
         model = load_model(spec, task="causal_lm")
-        digest = save_model(model, root / arm, card="#", metadata={"learning_rate": 1e-3})
+        digest = save_model(model, root / arm, card="#", metadata=FACTS)
         found[arm] = StudentRef(
             url=str(root / arm),
             fingerprint=digest,
@@ -128,6 +139,7 @@ def test_texts_are_judged_published_and_logged(tmp_path):
     assert written["new_tokens"] == 6 and len(written["prompts"]) == 5
     assert set(written["prompts"][0]["answers"]) == {"teacher", "student", "champion"}
     assert "document" in written["prompts"][0]["prompt"] and written["prompts"][0]["reference"]
+    assert "900 rows in 10 steps of 16 (1 passes), 900 of them by the teacher and 0 by true labels" in page
     assert "What they write" in page and session.parent.artifacts["report.html"].decode() == page
     assert session.parent.values["nll"] == student.metrics["nll"].value
     assert {"teacher_nll", "kl_from_teacher_at_0_15", "perplexity"} <= set(session.parent.values)

@@ -35,7 +35,7 @@ def plan(config: Campaign) -> list[str]:
         f"label     {config.labels.teacher.model}, {config.labels.signal.estimator}, "
         f"T {', '.join(f'{t:g}' for t in config.labels.signal.temperatures)} → {config.store_url}",
         f"train     {', '.join(arms)}: {_workers(training)} × {training.engine} ZeRO "
-        f"{training.zero_stage}, {training.precision} → {config.output_url}/students",
+        f"{training.zero_stage}, {training.precision}, {_length(training)} → {config.output_url}/students",
         f"evaluate  test split, {len(damages)} corruptions × {len(config.evaluation.severities)} severities",
         _plan_gate(config),
     ]
@@ -75,6 +75,17 @@ def _sweep_lines(config: Campaign, trials: Sequence[Trial]) -> list[str]:
         f"sweep      {len(trials) - len(same)} students, by {config.sweep.objective or 'what they are judged by'} "
         f"on the validation split; {rule} → {files.join(config.output_url, 'sweep')}",
     ]
+
+
+def _length(training: TrainingConfig) -> str:
+    """Return how long each arm trains, and at which rates."""
+    budget, rates = training.open_budget, ", ".join(f"{rate:g}" for rate in training.learning_rate)
+    if budget is None:
+        length = f"{training.epochs:g} passes"
+    else:
+        least, most = budget.passes
+        length = f"until nothing improves ({least:g} to {most:g} passes, at most {budget.examples:,} examples)"
+    return f"{length}, {f'rate {rates}' if rates else 'rates tried'}"
 
 
 def _counted(sources: Sequence[Mapping[str, Any]]) -> str:

@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_distill.artifacts import Calibration, Decision, EvalReport, ModelReport, SnapshotRef, StudentRef
+from ray_distill.artifacts import Decision, EvalReport, ModelReport, SnapshotRef, StudentRef
 from ray_distill.config import Campaign
 from ray_distill.config.identity import identity
 from ray_distill.errors import ConfigError, EvaluationError, StorageError
@@ -16,12 +15,10 @@ from ray_distill.evaluation.measures.cost import CostReport, cost_metrics, cost_
 from ray_distill.evaluation.measures.drift import DriftReport
 from ray_distill.evaluation.predict.texts import from_json, to_json
 from ray_distill.evaluation.report.assemble import content_fingerprint
-from ray_distill.evaluation.report.diagnosis import ArmCurve, diagnose
 from ray_distill.evaluation.report.html import render_report, report_figures
 from ray_distill.evaluation.report.plots import figure_png
 from ray_distill.fingerprint import fingerprint, sha256
 from ray_distill.labels.store.label_store import open_store
-from ray_distill.models.core.checkpoint_files import read_facts
 from ray_distill.models.io.trained import verify_trained
 from ray_distill.promotion.chain import champion, read_chain
 from ray_distill.runtime.core import console
@@ -31,17 +28,14 @@ from ray_distill.runtime.core.task_progress import TaskProgress, followed
 from ray_distill.runtime.forecast.plan_report import FORECAST_LOST
 from ray_distill.runtime.stages import label
 from ray_distill.runtime.stages.judge import Judged, judge_students
+from ray_distill.runtime.stages.read_training import calibrations, curves_of, diagnosed, loss_history, rows_of
 from ray_distill.snapshots.labelled_rows import in_words
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.storage.portable import movable, portable
 from ray_distill.storage.scratch import Scratch
 from ray_distill.storage.sealed import read_sealed
-from ray_distill.students.arms import ARMS
-from ray_distill.students.export import exported_calibration
-from ray_distill.students.telemetry.curves import curve_url, read_curve
 from ray_distill.tasks.catalogue import get_task
-from ray_distill.text import arm_name
 from ray_distill.tracking.base import Run
 
 #: File of the texts that models wrote, beside the report and on the run.
@@ -92,7 +86,7 @@ def evaluate(session: Session, students: Mapping[str, StudentRef]) -> EvalReport
                 watch=watch,
                 progress=TaskProgress(watch.url),
             )
-        report = keep(_diagnosed(judged, config), config)
+        report = keep(diagnosed(judged, config), config)
         _record(session, stage, report)
     session.finish("evaluate", key, {"report": report.to_dict(), "champion": now})
     for note in report.notes:
@@ -263,7 +257,7 @@ def publish(
     classes = open_snapshot(report.student.labels.snapshot).classes
     predictions = {"student": kept_predictions(report)}
     costs = campaign_costs(session, report)
-    history, texts = _history(report), kept_texts(report)
+    history, texts = loss_history(report), kept_texts(report)
     page = render_report(
         report,
         title=config.campaign,
@@ -276,7 +270,7 @@ def publish(
         cost=costs,
         provenance=_provenance(session, report),
         more_notes=more_notes,
-        calibrations=_calibrations(report),
+        calibrations=calibrations(report),
         written=from_json(texts) if texts else (),
     )
     url = files.join(_folder(report), "report.html")
@@ -342,50 +336,6 @@ def kept_texts(report: EvalReport) -> dict[str, Any]:
     return found
 
 
-def _history(report: EvalReport) -> dict[str, list[tuple[int, float]]]:
-    """Return the training loss of each trained arm by step."""
-    return {
-        curve.arm: [(step, values["loss"]) for step, values in curve.steps.items()]
-        for curve in _curves(report)
-        if curve.steps
-    }
-
-
-def _curves(report: EvalReport) -> list[ArmCurve]:
-    """Return the curve of each trained arm; of several learning rates, that of the selected one."""
-    found = []
-    for arm in sorted(ARMS.keys() & report.models.keys()):
-        facts = read_facts(report.models[arm].url)
-        output = report.models[arm].url.rpartition("/")[0]
-        rate = f"{arm}/rate-{facts['learning_rate']:g}"
-        steps = read_curve(curve_url(output, arm)) or read_curve(curve_url(output, rate))
-        found.append(ArmCurve(arm=arm, facts=facts, steps=steps))
-    return found
-
-
-def _diagnosed(judged: Judged, config: Campaign) -> Judged:
-    """Add findings about the training to the report's notes."""
-    open_end = config.student.training.open_budget is not None
-    more = diagnose(judged.report, _curves(judged.report), open_end=open_end)
-    return replace(judged, report=judged.report.with_changes(notes=(*judged.report.notes, *more)))
-
-
-def _calibrations(report: EvalReport) -> dict[str, Calibration]:
-    """Return how temperatures were fitted, by arm; without arms that are exported as trained."""
-    found = {arm: exported_calibration(report.models[arm].url) for arm in ARMS if arm in report.models}
-    return {arm: calibration for arm, calibration in found.items() if calibration is not None}
-
-
-def _rows_of(curve: ArmCurve) -> str:
-    """Return how many rows taught an arm, and how often."""
-    facts = curve.facts
-    return (
-        f"{arm_name(curve.arm)}: {facts['training_rows']:,} rows in {facts['steps']:,} steps of "
-        f"{facts['global_batch']} ({facts['passes']:.3g} passes), {facts['rows_by_teacher']:,} of them by the teacher "
-        f"and {facts['rows_by_true_labels']:,} by true labels"
-    )
-
-
 def _drift(session: Session) -> DriftReport | None:
     """Return the drift report of the latest relabelling, or None if nothing was compared."""
     last = session.last("relabel")
@@ -400,7 +350,7 @@ def _provenance(session: Session, report: EvalReport) -> dict[str, str]:
         "snapshot": f"{labels.snapshot.fingerprint} at {labels.snapshot.url}",
         "labelled rows": in_words(open_snapshot(labels.snapshot).manifest),
         "labels": f"{labels.fingerprint} at {labels.store}",
-        "rows": "; ".join(map(_rows_of, _curves(report))),
+        "rows": "; ".join(map(rows_of, curves_of(report))),
         "student": f"{report.student.fingerprint} at {report.student.url}",
         "evaluation": f"{report.fingerprint} at {report.url}",
     }

@@ -49,11 +49,11 @@ class BudgetConfig(Section):
         ge=1,
         description="examples at most, whatever `passes` allows, unless the least passes are more than that",
     )
-    patience: float = Field(
-        0.5, gt=0, le=1, description="share of the steps so far without an improvement, after which the rate falls"
+    window: float = Field(
+        0.5, gt=0, lt=1, description="share of the steps so far whose validations are compared with those before them"
     )
     gain: float = Field(
-        0.01, ge=0, lt=1, description="share of the best validation loss by which a better one is an improvement"
+        0.05, ge=0, lt=1, description="share of the validation loss by which these have to be better, or the rate falls"
     )
     decay: float = Field(
         0.25, gt=0, le=1, description="steps over which the rate falls, as a share of the steps before"

@@ -4,6 +4,7 @@ The rules were measured: see ``tests/benchmarks/README.md``, "Defaults of a trai
 """
 
 import math
+from collections.abc import Mapping
 
 from ray_distill.config import TrainingConfig
 from ray_distill.students.order.cursor import steps_per_epoch
@@ -12,6 +13,8 @@ from ray_distill.students.order.cursor import steps_per_epoch
 BATCHES = (16, 256)
 #: Steps are as many times validation rows as this, a row's validation taking about a third of its training.
 _ROWS_A_VALIDATION = 6
+#: Most validations a pass.
+_MOST_A_PASS = 20
 #: Rows of a batch where no rows are known yet.
 _BATCH = 64
 #: Learning rate of AdamW for a student of `_PARAMETERS` drawn parameters, a published one of language models of that
@@ -25,6 +28,8 @@ _SHARES = {"teacher_layers": 0.5, "teacher_width": 0.5, "checkpoint": 0.1}
 STEP = 3.0
 #: Fewest and most rates that an arm tries.
 FEWEST_RATES, MOST_RATES = 3, 5
+#: Share of the best loss within which a smaller rate is preferred.
+_NEAR = 0.2
 #: Share of an arm's most steps that a run to try a rate has.
 PROBE_SHARE = 0.05
 #: Fewest steps of that run, and the share of an arm's steps that it has at most.
@@ -36,7 +41,7 @@ def settled(training: TrainingConfig, rows: int, validation_rows: int) -> Traini
 
     The batch is the power of two next to the root of the rows, from 16 to 256, as a multiple of the workers. An
     interval has six times the examples of a validation, so that validating takes about a twentieth of the time, but it
-    is a pass at most.
+    is a pass at most, and a twentieth of one at least.
 
     Args:
         training: the configured settings.
@@ -44,7 +49,8 @@ def settled(training: TrainingConfig, rows: int, validation_rows: int) -> Traini
         validation_rows: validation rows.
     """
     batch = training.global_batch or _batch(training, rows)
-    every = max(1, min(math.ceil(_ROWS_A_VALIDATION * validation_rows / batch), steps_per_epoch(max(rows, 1), batch)))
+    epoch = steps_per_epoch(max(rows, 1), batch)
+    every = min(max(math.ceil(_ROWS_A_VALIDATION * validation_rows / batch), math.ceil(epoch / _MOST_A_PASS)), epoch)
     return training.model_copy(update={"global_batch": batch, "evaluate_every": training.evaluate_every or every})
 
 
@@ -80,7 +86,19 @@ def some_rate(training: TrainingConfig) -> float:
     return max(training.learning_rate, default=1e-3)
 
 
-def next_rate(scores: dict[float, float]) -> float | None:
+def chosen_rate(scores: Mapping[float, float]) -> float:
+    """Return the smallest rate whose loss is next to the best one.
+
+    The best rate of a short run is too large for a longer one.
+
+    Args:
+        scores: by rate that was tried, the validation loss.
+    """
+    best = min(scores.values())
+    return min(rate for rate, loss in scores.items() if loss <= best * (1 + _NEAR))
+
+
+def next_rate(scores: Mapping[float, float]) -> float | None:
     """Return the rate that is to be tried next; None = the best one is between two others.
 
     Args:

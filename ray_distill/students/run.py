@@ -38,7 +38,7 @@ from ray_distill.students.objective.validate_losses import required_layers, scal
 from ray_distill.students.objective.weighted_losses import build_terms, group_of
 from ray_distill.students.order.micro_batches import Budget
 from ray_distill.students.process_group import Ranks, current_ranks
-from ray_distill.students.recipe import first_rates, next_rate, probe_steps
+from ray_distill.students.recipe import chosen_rate, first_rates, next_rate, probe_steps
 from ray_distill.students.telemetry.curves import curve_url
 from ray_distill.students.telemetry.memory_report import Sizes, memory_explained
 from ray_distill.students.telemetry.reporter import Reporter
@@ -111,7 +111,7 @@ def _run_arm(workshop: Workshop, arm: Arm, pace: Pace, reporter: Reporter) -> St
     given, tried = workshop.training.learning_rate, dict[float, float]()
     if not given:
         tried = _tried_rates(workshop, arm, run, reporter)
-        given = (min(tried, key=lambda rate: tried[rate]),)
+        given = (chosen_rate(tried),)
     runs = [_at_rate(workshop, run, number, given) for number in range(len(given))]
     outcomes = [_train_rate(workshop, arm, run, reporter) for run in runs]
     best = min(range(len(runs)), key=lambda i: outcomes[i].score.value)

@@ -200,7 +200,7 @@ def test_a_stopped_job_resumes_to_the_same_model(home: Path, tmp_path: Path) -> 
 
 
 #: Rates are tried for 24 steps each, then nothing improves after a few of the 72 steps that there may be.
-OPEN = {"epochs": None, "learning_rate": "auto", "budget": {"passes": [1, 24], "patience": 0.3, "gain": 0.3}}
+OPEN = {"epochs": None, "learning_rate": "auto", "budget": {"passes": [1, 24], "gain": 0.9}, "evaluate_every": 1}
 
 
 def test_all_arms_have_the_steps_of_the_student_and_rates_of_their_own(home: Path, tmp_path: Path) -> None:
@@ -213,7 +213,8 @@ def test_all_arms_have_the_steps_of_the_student_and_rates_of_their_own(home: Pat
     assert falls < steps < most == 72
     for arm, found in facts.items():
         assert len(found["tried_rates"]) >= 3
-        assert f"{found['learning_rate']:g}" == min(found["tried_rates"], key=found["tried_rates"].__getitem__)
+        tried = found["tried_rates"]
+        assert tried[f"{found['learning_rate']:g}"] <= 1.2 * min(tried.values())
         curve = read_curve(curve_url(str(tmp_path), arm))
         assert sorted(curve) == list(range(1, steps + 1))
         assert curve[falls]["learning_rate"] == found["learning_rate"] > curve[steps]["learning_rate"] > 0

@@ -8,51 +8,70 @@ import math
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
+import numpy.typing as npt
+
 from ray_distill.artifacts import Document
 from ray_distill.config import BudgetConfig, TrainingConfig
 from ray_distill.students.objective.schedules import Shape, rate_after
 from ray_distill.students.order.cursor import steps_per_epoch
 
-#: Fewest validations without an improvement before the rate falls.
-VALIDATIONS = 4
+#: Fewest validations in each of the two parts that are compared.
+VALIDATIONS = 6
+#: Smallest loss whose logarithm is compared.
+_LEAST_LOSS = 1e-9
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 
 class Progress(Document):
     """State of a run's improvement: a part of each checkpoint."""
 
-    reference: float | None = None
-    """The validation loss that counts as the best; a better one by less than `Plateau.gain` does not replace it."""
-    improved_at: int = 0
-    """The step of that loss."""
+    steps: tuple[int, ...] = ()
+    """The step of each validation so far, until the rate falls."""
+    losses: tuple[float, ...] = ()
+    """Its loss."""
     decay_from: int | None = None
     """The step from which the rate falls; None = it is not decided yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plateau:
-    """When a run has stopped improving, in steps."""
+    """When a run has stopped improving.
+
+    The losses in the last part of the steps are compared with those in the part before, each part by the mean of the
+    logarithms in its middle half. The smallest loss so far would not do: at the full rate the losses of a student with
+    batch norms differ several times from one validation to the next, and the luckiest is soon not beaten any more.
+    """
 
     least: int
     """Steps that are taken in any case before the rate falls."""
-    patience: float
-    """Share of the steps so far without an improvement, after which the rate falls."""
-    fewest: int
-    """Steps without an improvement that are needed in any case: a few validations."""
+    window: float
+    """Share of the steps so far that the last part has; the part before has the same share of those before it."""
     gain: float
-    """Share of the loss by which a better one is an improvement."""
+    """Share of the loss by which the last part has to be better."""
 
     def after(self, progress: Progress, step: int, loss: float) -> Progress:
         """Return the progress after a validation."""
         if progress.decay_from is not None:
             return progress
-        known = progress.reference
-        # A loss below 0 does not occur: losses are divergences or NLLs.
-        if known is None or loss < known * (1 - self.gain):
-            return Progress(reference=loss, improved_at=step)
-        waited = step - progress.improved_at
-        if step >= self.least and waited >= max(self.patience * step, self.fewest):
-            return Progress(reference=known, improved_at=progress.improved_at, decay_from=step)
-        return progress
+        steps, losses = (*progress.steps, step), (*progress.losses, loss)
+        reached = step >= self.least and self._has_stopped(np.array(steps), np.maximum(losses, _LEAST_LOSS))
+        return Progress(steps=steps, losses=losses, decay_from=step if reached else None)
+
+    def _has_stopped(self, steps: Ints, losses: Floats) -> bool:
+        middle = steps[-1] * (1 - self.window)
+        late, early = losses[steps > middle], losses[(steps <= middle) & (steps > middle * (1 - self.window))]
+        if min(len(late), len(early)) < VALIDATIONS:
+            return False
+        return _middle(late) > _middle(early) + math.log1p(-self.gain)
+
+
+def _middle(losses: Floats) -> float:
+    """Return the mean logarithm of the middle half."""
+    cut = len(losses) // 4
+    return float(np.log(np.sort(losses)[cut : len(losses) - cut]).mean())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,12 +112,7 @@ class Pace:
             steps=steps,
             warmup=round(min(training.warmup * steps, epoch_steps)),
             decay=budget.decay,
-            plateau=Plateau(
-                least=round(least * epoch_steps),
-                patience=budget.patience,
-                fewest=VALIDATIONS * training.evaluate_every,
-                gain=budget.gain,
-            ),
+            plateau=Plateau(least=round(least * epoch_steps), window=budget.window, gain=budget.gain),
         )
 
     @property

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from ray_distill.config import TrainingConfig
-from ray_distill.students.recipe import first_rates, next_rate, probe_steps, settled
+from ray_distill.students.recipe import chosen_rate, first_rates, next_rate, probe_steps, settled
 
 
 @pytest.mark.parametrize(
@@ -22,9 +22,9 @@ def test_a_batch_is_a_multiple_of_the_workers() -> None:
     assert settled(TrainingConfig(workers=(2, 6)), 1_000, 100).global_batch == 36
 
 
-@pytest.mark.parametrize(("rows", "validation", "every"), [(1_920, 160, 30), (1_920, 2_000, 60), (50_000, 10, 1)])
+@pytest.mark.parametrize(("rows", "validation", "every"), [(1_920, 160, 30), (1_920, 2_000, 60), (51_200, 10, 10)])
 def test_validating_takes_a_small_share_of_the_time(rows: int, validation: int, every: int) -> None:
-    """Six times the examples of a validation between two of them, a pass at most, a step at least."""
+    """Six times the examples of a validation between two of them, a pass at most, a twentieth of one at least."""
     assert settled(TrainingConfig(), rows, validation).evaluate_every == every
     assert settled(TrainingConfig(evaluate_every=7), rows, validation).evaluate_every == 7
 
@@ -45,6 +45,12 @@ def test_rates_are_tried_until_the_best_is_between_two() -> None:
     assert next_rate({1e-3: 1.0, 3e-3: 2.0, 9e-3: math.inf}) == pytest.approx(3.3e-4)
     assert next_rate({1e-3: math.inf, 3e-3: math.inf, 9e-3: math.inf}) == pytest.approx(3.3e-4)
     assert next_rate(dict(zip(range(1, 6), (5.0, 4.0, 3.0, 2.0, 1.0), strict=True))) is None
+
+
+def test_a_smaller_rate_is_preferred_where_it_is_as_good() -> None:
+    """Within a fifth of the best loss: short runs favour rates that are too large for long ones."""
+    assert chosen_rate({1e-2: 0.121, 3e-2: 0.106, 9e-2: 0.092, 0.27: 0.129}) == 3e-2
+    assert chosen_rate({1e-2: 0.2, 3e-2: 0.106, 9e-2: 0.08, 0.27: math.inf}) == 9e-2
 
 
 def test_a_rate_is_tried_on_a_small_share_of_the_steps() -> None:

@@ -23,7 +23,7 @@ from ray_distill.students.process_group import Ranks
 from ray_distill.students.run import TrainingJob, run_arms
 from ray_distill.students.telemetry.reporter import SilentReporter
 from ray_distill.testing.labels import fake_manifest, label_all
-from tests.labs.tokenizers import SENTENCES, write_classifier
+from tests.labs.tiny_tokenizers import SENTENCES, write_classifier
 
 CLASSES = ("class0", "class1", "class2")
 ALONE = Ranks(rank=0, world=1)

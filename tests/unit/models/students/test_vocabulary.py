@@ -23,7 +23,7 @@ from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.snapshots.take import take_snapshot
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.testing.models import write_tiny_causal_model, write_tiny_image_model, write_tiny_text_model
-from tests.labs.tokenizers import ARCHITECTURES, CLASSES, SENTENCES, write_classifier
+from tests.labs.tiny_tokenizers import ARCHITECTURES, CLASSES, SENTENCES, write_classifier
 
 TEXT = "text_classification"
 

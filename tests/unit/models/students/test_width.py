@@ -24,7 +24,7 @@ from ray_distill.models.students.width import WidthScores, measure_width
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.encoded import Batch
 from ray_distill.testing.models import write_tiny_causal_model, write_tiny_image_model, write_tiny_text_model
-from tests.labs.tokenizers import write_classifier
+from tests.labs.tiny_tokenizers import write_classifier
 
 CLASSES = ("ham", "spam", "other")
 TEXTS = ["the parcel did not arrive in time, again", "two", "where is my invoice"]

@@ -12,7 +12,7 @@ from tokenizers.models import WordLevel
 
 from ray_distill.errors import ConfigError
 from ray_distill.models.text.cut_tokenizer import cut_tokenizer, token_choice
-from tests.labs.tokenizers import SENTENCES, TOKENIZERS
+from tests.labs.tiny_tokenizers import SENTENCES, TOKENIZERS
 
 WORDS = sorted({word for sentence in SENTENCES for word in sentence.split()})
 

@@ -1,5 +1,6 @@
 """The walls between folders stand, and what should be quick to import is."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -68,3 +69,9 @@ def test_only_the_named_folders_import_ray() -> None:
         )
     ]
     assert [name for name in importers if not name.startswith(("ray_distill/runtime/", "ray_distill/cli/"))] == []
+
+
+def test_no_module_of_the_labs_hides_an_installed_package() -> None:
+    """Drivers of the labs run as scripts, whose folder comes first in the search for modules."""
+    modules = {path.stem for path in (ROOT / "tests" / "labs").glob("*.py")}
+    assert not modules & set(importlib.metadata.packages_distributions())

@@ -19,8 +19,11 @@ _NAMES = {
 }
 #: The validation loss by which arms are judged is the first of these that a curve has.
 _JUDGED = ("validation_nll", "validation_kl")
-#: Share of the loss that has to be gained in the last part of a training for it to be still improving.
-_STILL = 0.05
+#: Share of the loss that has to be gained in the last part of a training for it to be still improving: at the full
+#: rate, and where the rate falls meanwhile, which gains something in every training.
+_STILL, _STILL_FALLING = 0.05, 0.2
+#: Fewest validations in that part, and before it.
+_VALIDATIONS = 3
 #: That part: the last third of the steps, or of those at the full rate where its fall was decided on the way.
 _PART = 2 / 3
 #: A best step before this share of the steps, and a loss at the end that is so many times the best, are over-fitting.
@@ -105,27 +108,25 @@ def _still_gains(curve: ArmCurve) -> float | None:
         return None
     end = falls if curve.ended_open else curve.last
     before = [loss for step, loss in curve.judged if step <= _PART * end]
-    after = [loss for step, loss in curve.judged if step <= end]
-    if not before or len(after) < len(before) + 2 or min(before) <= 0:
+    after = [loss for step, loss in curve.judged if _PART * end < step <= end]
+    if min(len(before), len(after)) < _VALIDATIONS or min(before) <= 0:
         return None
     gain = 1 - min(after) / min(before)
-    return gain if gain > _STILL else None
+    return gain if gain > (_STILL if curve.ended_open else _STILL_FALLING) else None
 
 
 def _unfinished(known: Mapping[str, ArmCurve], gains: Mapping[str, float], *, open_end: bool) -> Iterator[str]:
     if not gains:
         return
     setting = "student.training.budget (passes, examples)" if open_end else "student.training.epochs"
-    for arm, gain in gains.items():
-        curve = known[arm]
-        yield (
-            f"{_begun(arm)} was still improving when its training ended: the last third of its "
-            f"{curve.passes_at(curve.last):.3g} passes took {gain:.0%} off its validation loss. Raise {setting}: twice "
-            f"the steps take about {duration(curve.seconds)} more for each arm."
-        )
-    if set(gains) != set(known):
-        names = " and ".join(map(_called, gains))
-        yield f"The verdict compares arms of which not all have converged ({names}): more steps may change it."
+    named = ", ".join(f"{_called(arm)} ({gain:.0%} of its loss)" for arm, gain in gains.items())
+    longest = max(gains, key=lambda arm: known[arm].seconds)
+    compared = "" if set(gains) == set(known) else "; the verdict compares arms of which not all have converged"
+    yield (
+        f"Validation losses still fell in the last third of {known[longest].passes_at(known[longest].last):.3g} passes: "
+        f"{named}{compared}. Raise {setting}: twice the steps take about {duration(known[longest].seconds)} more for "
+        "each arm."
+    )
 
 
 def _over_fitted(curve: ArmCurve) -> Iterator[str]:

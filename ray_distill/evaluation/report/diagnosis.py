@@ -120,12 +120,11 @@ def _unfinished(known: Mapping[str, ArmCurve], gains: Mapping[str, float], *, op
         return
     setting = "student.training.budget (passes, examples)" if open_end else "student.training.epochs"
     named = ", ".join(f"{_called(arm)} ({gain:.0%} of its loss)" for arm, gain in gains.items())
-    longest = max(gains, key=lambda arm: known[arm].seconds)
+    longest = max((known[arm] for arm in gains), key=lambda curve: curve.seconds)
     compared = "" if set(gains) == set(known) else "; the verdict compares arms of which not all have converged"
     yield (
-        f"Validation losses still fell in the last third of {known[longest].passes_at(known[longest].last):.3g} passes: "
-        f"{named}{compared}. Raise {setting}: twice the steps take about {duration(known[longest].seconds)} more for "
-        "each arm."
+        f"Validation losses still fell in the last third of {longest.passes_at(longest.last):.3g} passes: {named}"
+        f"{compared}. Raise {setting}: twice the steps take about {duration(longest.seconds)} more for each arm."
     )
 
 

@@ -24,7 +24,7 @@ from ray_distill.sequences.store import SequenceStore, create_or_open
 from ray_distill.storage.sealed import write_sealed
 from ray_distill.students.checkpoints.store import fetched, find_checkpoint
 from ray_distill.students.export import ArmMarker, exported_arm, marker_url
-from ray_distill.students.loop.best_result import Best, load_outcome, save_outcome
+from ray_distill.students.loop.best_result import Best, Ended, load_outcome, save_outcome
 from ray_distill.students.loop.validation import Score
 from ray_distill.students.process_group import Ranks
 from ray_distill.testing.labels import fake_manifest, fake_snapshot, fake_teacher, label_all, row_id
@@ -137,7 +137,8 @@ def checkpoints(root: Path, seed: int) -> Artifact:
 def finished_run(root: Path, seed: int) -> Artifact:
     """Return the result of a finished run; a damaged one is trained again."""
     weights = {"w": torch.arange(6.0) + seed}
-    best = Best(score=Score(value=0.5 + seed, metrics={"accuracy": 0.25}), step=7, weights=weights)
+    ended = Ended(steps=9, decay_from=8)
+    best = Best(score=Score(value=0.5 + seed, metrics={"accuracy": 0.25}), step=7, weights=weights, ended=ended)
     save_outcome(str(root), best, {"seed": 3}, ALONE)
 
     def read() -> Any:

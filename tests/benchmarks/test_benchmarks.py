@@ -2,12 +2,14 @@
 
 import importlib
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 NAMES = sorted(path.stem for path in Path(__file__).parent.glob("bench_*.py"))
+TABLES = sorted(path.stem for path in (Path(__file__).parents[1] / "golden").glob("*_table.py"))
 Printed = Callable[..., str]
 
 
@@ -27,6 +29,15 @@ def test_each_benchmark_explains_itself(name: str, printed: Printed) -> None:
     """Every one can be imported and has ``--help``: a quick test, because the others run in `.ci/nightly` alone."""
     with pytest.raises(SystemExit) as ended:
         printed(name, "--help")
+    assert ended.value.code == 0
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_each_golden_table_explains_itself(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Likewise: the tables run in `.ci/nightly` alone."""
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"tests.golden.{name}").main()
     assert ended.value.code == 0
 
 

@@ -39,7 +39,7 @@ from ray_distill.students.job import TrainingJob
 from ray_distill.students.run import run_arms
 from ray_distill.students.telemetry.reporter import SilentReporter
 from ray_distill.tasks.answers.classes.evaluation.measures import compare, measure
-from tests.golden.hidden_table import HOW, _answers, _cell, _label, _say, _test_rows
+from tests.golden.hidden_table import HOW, answers_of, cell, label_here, say, tested_rows
 
 STUDENT, TRUE, TEACHERS = "student", "baseline_hard_labels", "baseline_teacher_hard_labels"
 
@@ -145,8 +145,8 @@ def _labelled(folder: Path, data: str) -> LabelSetRef:
         DATA[data].prepare(folder)
     kept = folder / "labels.json"
     if not kept.exists():
-        kept.write_text(_label(_config(folder, data, {}), None).to_json())
-        _say(f"{data}: labelled")
+        kept.write_text(label_here(_config(folder, data, {}), None).to_json())
+        say(f"{data}: labelled")
     return LabelSetRef.from_json(kept.read_text())
 
 
@@ -180,22 +180,22 @@ def _train(
     facts = {}
     for ref in refs:
         model = load_model(ref.url, task=config.task)
-        pq.write_table(_answers(config, labels, model), results / f"{name}-{ref.arm}.parquet")
+        pq.write_table(answers_of(config, labels, model), results / f"{name}-{ref.arm}.parquet")
         found = read_facts(ref.url)
         facts[ref.arm] = {key: found[key] for key in ("passes", "steps", "most_steps", "learning_rate", "global_batch")}
         facts[ref.arm] |= {"tried": found.get("tried_rates"), "best_epoch": found["best_epoch"]}
     files.delete(str(folder / "students" / name))
     (results / f"{name}.json").write_text(json.dumps(facts))
-    _say(f"{data} {name}: {time.monotonic() - started:.0f} s, {json.dumps(facts[STUDENT])}")
+    say(f"{data} {name}: {time.monotonic() - started:.0f} s, {json.dumps(facts[STUDENT])}")
 
 
 def _show(folder: Path, data: str, labels: LabelSetRef, left_out: Sequence[str], seeds: Sequence[int]) -> None:
     config, rows = _config(folder, data, {}), None
-    rows = _test_rows(config, labels)
+    rows = tested_rows(config, labels)
     kept = folder / "results" / "teacher.parquet"
     if not kept.exists():
         model = load_model(config.labels.teacher, task=config.task, head_url=head_of(labels.store))
-        pq.write_table(_answers(config, labels, model), kept)
+        pq.write_table(answers_of(config, labels, model), kept)
     teacher = pq.read_table(kept)
 
     def joined(name: str, seed: int, arm: str = STUDENT) -> pa.Table:
@@ -204,20 +204,20 @@ def _show(folder: Path, data: str, labels: LabelSetRef, left_out: Sequence[str],
 
     whole = join_predictions(rows, teacher)
     accuracy = measure(whole, HOW)["accuracy"].value
-    _say(f"\n{data}: {rows.num_rows} test rows, teacher's accuracy {accuracy:.3f}; {len(seeds)} seeds\n")
-    _say("| | accuracy | of the teacher's | KL from teacher, nats | ECE | less the defaults' accuracy |")
-    _say("|---|---|---|---|---|---|")
+    say(f"\n{data}: {rows.num_rows} test rows, teacher's accuracy {accuracy:.3f}; {len(seeds)} seeds\n")
+    say("| | accuracy | of the teacher's | KL from teacher, nats | ECE | less the defaults' accuracy |")
+    say("|---|---|---|---|---|---|")
     lines = [("defaults", "", STUDENT), ("same, true labels", "", TRUE), ("same, teacher's hard labels", "", TEACHERS)]
     lines += [(f"without: {name}", name, STUDENT) for name in left_out if name]
     for title, name, arm in lines:
         tables = [joined(name, seed, arm) for seed in seeds]
         found = [measure(table, HOW) for table in tables]
         ratio = sum(one["accuracy"].value for one in found) / len(found) / accuracy
-        cells = [_cell([one["accuracy"] for one in found]), f"{ratio:.3f}"]
-        cells += [_cell([one[metric] for one in found]) for metric in ("kl_from_teacher", "ece")]
+        cells = [cell([one["accuracy"] for one in found]), f"{ratio:.3f}"]
+        cells += [cell([one[metric] for one in found]) for metric in ("kl_from_teacher", "ece")]
         pairs = [compare(table, joined("", seed), HOW)["accuracy"] for table, seed in zip(tables, seeds, strict=True)]
-        cells.append("–" if title == "defaults" else _cell(pairs, sign="+"))
-        _say(f"| {title} | {' | '.join(cells)} |")
+        cells.append("–" if title == "defaults" else cell(pairs, sign="+"))
+        say(f"| {title} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

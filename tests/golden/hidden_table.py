@@ -193,7 +193,7 @@ def _labels(asked: Asked, data: str) -> dict[str, LabelSetRef]:
         if not kept.exists():
             head_url = head_of(found["mean"].store) if found else None
             kept.write_text(label_here(_config(asked, data, pool), head_url).to_json())
-            _say(f"{data}: labelled, hidden states by {pool}")
+            say(f"{data}: labelled, hidden states by {pool}")
         found[pool] = LabelSetRef.from_json(kept.read_text())
     return found
 
@@ -267,7 +267,7 @@ def _train(
     facts = {"validation": _validation(output, ref.arm), "seconds": time.monotonic() - started}
     kept.write_text(json.dumps(facts))
     files.delete(output)
-    _say(f"{data} {name}: validation NLL {facts['validation']:.4f}, {facts['seconds']:.0f} s")
+    say(f"{data} {name}: validation NLL {facts['validation']:.4f}, {facts['seconds']:.0f} s")
     return facts
 
 
@@ -288,7 +288,7 @@ def losses_of(arm: str, weight: float, soft: Mapping[str, Any]) -> dict[str, Any
     return found
 
 
-def _test_rows(config: Campaign, labels: LabelSetRef) -> pa.Table:
+def tested_rows(config: Campaign, labels: LabelSetRef) -> pa.Table:
     column = TASKS[config.task].inputs.column
     return open_snapshot(labels.snapshot).read("test", columns=["row_id", column, "count", "label"])
 
@@ -296,42 +296,42 @@ def _test_rows(config: Campaign, labels: LabelSetRef) -> pa.Table:
 def answers_of(config: Campaign, labels: LabelSetRef, model: Model) -> pa.Table:
     task, classes = TASKS[config.task], open_snapshot(labels.snapshot).classes
     panel = Panel(task=task, models={"model": model}, classes=classes, batch=64, bins=HOW.bins)
-    return predict_rows(panel, _test_rows(config, labels), columns=log_probabilities)["model"]
+    return predict_rows(panel, tested_rows(config, labels), columns=log_probabilities)["model"]
 
 
 def _tell(asked: Asked, data: str, labels: Mapping[str, LabelSetRef], weights: Mapping[str, float]) -> None:
     config, ref = _config(asked, data), labels["mean"]
     teacher = answers_of(config, ref, load_model(config.labels.teacher, task=config.task, head_url=head_of(ref.store)))
-    rows = _test_rows(config, ref)
+    rows = tested_rows(config, ref)
 
     def joined(arm: str, seed: int) -> pa.Table:
         answers = pq.read_table(asked.folder / data / "results" / f"{arm}@{weights[arm]:g}-{seed}.parquet")
         return join_predictions(rows, answers, teacher=teacher)
 
     accuracy = measure(join_predictions(rows, teacher), HOW)["accuracy"].value
-    _say(f"\n{data}: {rows.num_rows} test rows, teacher's accuracy {accuracy:.3f}; {len(asked.seeds)} seeds\n")
-    _say(f"| losses | weight | {' | '.join(METRICS.values())} | accuracy less that without | KL less that without |")
-    _say("|" + "---|" * (len(METRICS) + 4))
+    say(f"\n{data}: {rows.num_rows} test rows, teacher's accuracy {accuracy:.3f}; {len(asked.seeds)} seeds\n")
+    say(f"| losses | weight | {' | '.join(METRICS.values())} | accuracy less that without | KL less that without |")
+    say("|" + "---|" * (len(METRICS) + 4))
     for arm in asked.arms:
         tables, base = [joined(arm, seed) for seed in asked.seeds], arm.partition("+")[0]
         measured = [measure(table, HOW) for table in tables]
-        cells = [_cell([one[metric] for one in measured]) for metric in METRICS]
+        cells = [cell([one[metric] for one in measured]) for metric in METRICS]
         less = ["–", "–"]
         if base != arm and base in asked.arms:
             pairs = [compare(table, joined(base, seed), HOW) for table, seed in zip(tables, asked.seeds, strict=True)]
-            less = [_cell([one[metric] for one in pairs], sign="+") for metric in ("accuracy", "kl_from_teacher")]
-        _say(
+            less = [cell([one[metric] for one in pairs], sign="+") for metric in ("accuracy", "kl_from_teacher")]
+        say(
             f"| {arm.replace('+', ' + ')} | {f'{weights[arm]:g}' if base != arm else '–'} | {' | '.join(cells)} "
             f"| {' | '.join(less)} |"
         )
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
-def _cell(found: Sequence[Estimate], sign: str = "") -> str:
+def cell(found: Sequence[Estimate], sign: str = "") -> str:
     """Mean over seeds, interval over rows, half the range of the seeds."""
     mean = found[0].with_changes(
         **{name: math.fsum(getattr(one, name) for one in found) / len(found) for name in ("value", "low", "high")}

@@ -138,7 +138,13 @@ def finished_run(root: Path, seed: int) -> Artifact:
     """Return the result of a finished run; a damaged one is trained again."""
     weights = {"w": torch.arange(6.0) + seed}
     ended = Ended(steps=9, decay_from=8)
-    best = Best(score=Score(value=0.5 + seed, metrics={"accuracy": 0.25}), step=7, weights=weights, ended=ended)
+    best = Best(
+        level=0.5 + seed,
+        score=Score(value=0.5 + seed, metrics={"accuracy": 0.25}),
+        step=7,
+        weights=weights,
+        ended=ended,
+    )
     save_outcome(str(root), best, {"seed": 3}, ALONE)
 
     def read() -> Any:

@@ -30,6 +30,8 @@ class BestRecord(Document):
 
     score: Score
     step: int
+    level: float
+    """The loss by which it is compared with others; see `Pace.level`."""
 
 
 class Ended(Document):
@@ -46,19 +48,20 @@ class Best:
 
     score: Score
     step: int
+    level: float
     weights: dict[str, Tensor] = field(default_factory=dict)
     ended: Ended | None = None
     """None = the run goes on."""
 
     @property
     def record(self) -> BestRecord:
-        """Score and step."""
-        return BestRecord(score=self.score, step=self.step)
+        """Everything except the weights."""
+        return BestRecord(score=self.score, step=self.step, level=self.level)
 
     @classmethod
     def of(cls, record: BestRecord, weights: dict[str, Tensor], ended: Ended | None = None) -> Self:
         """Return the result of a record and its weights."""
-        return cls(score=record.score, step=record.step, weights=weights, ended=ended)
+        return cls(score=record.score, step=record.step, level=record.level, weights=weights, ended=ended)
 
 
 class SavedState(Document):

@@ -18,6 +18,8 @@ from ray_distill.students.order.cursor import steps_per_epoch
 
 #: Fewest validations in each of the two parts that are compared.
 VALIDATIONS = 6
+#: Validations at the full rate of which the median counts.
+_AROUND = 5
 #: Smallest loss whose logarithm is compared.
 _LEAST_LOSS = 1e-9
 
@@ -158,9 +160,26 @@ class Pace:
 
     def after(self, progress: Progress, step: int, loss: float) -> Progress:
         """Return the progress after a validation with ``loss`` after ``step`` steps."""
-        if self.plateau is None or step >= self.falls_from(progress):
+        if self.decay is None or step >= self.falls_from(progress):
             return progress
+        if self.plateau is None:
+            return Progress(steps=(*progress.steps, step), losses=(*progress.losses, loss))
         return self.plateau.after(progress, step, loss)
+
+    def level(self, progress: Progress, step: int, loss: float) -> float:
+        """Return the loss by which a validation is compared with others; less is better.
+
+        At the full rate it is the median of the last validations: weights that were lucky once are no better than those
+        around them. While the rate falls, and with a configured shape, it is the loss.
+
+        Args:
+            progress: the progress after the validation.
+            step: steps so far.
+            loss: the loss of the validation.
+        """
+        if self.decay is None or step > self.falls_from(progress):
+            return loss
+        return float(np.median(progress.losses[-_AROUND:])) if progress.losses else loss
 
 
 def pace_of(training: TrainingConfig, examples: int) -> Pace:

@@ -267,9 +267,10 @@ def _judge(run: TrainingRun, engine: Engine, ranks: Ranks, *, state: TrainState,
     values.update(score.metrics, epoch=step / run.epoch_steps)
     state.last_validation = score
     state.progress = run.pace.after(state.progress, step, score.value)
-    if best is not None and best.score.value <= score.value:
+    level = run.pace.level(state.progress, step, score.value)
+    if best is not None and best.level <= level:
         return best
-    return Best(score=score, step=step, weights=engine.weights())
+    return Best(score=score, step=step, level=level, weights=engine.weights())
 
 
 def _save(run: TrainingRun, engine: Engine, ranks: Ranks, *, saver: CheckpointWriter, state: TrainState) -> str | None:

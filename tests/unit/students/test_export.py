@@ -32,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 def best_of(model: Model) -> Best:
     """Weights that are all 1 more than the model's."""
     weights = {name: value + 1 for name, value in model.module.state_dict().items()}
-    return Best(score=Score(value=0.5, metrics={"validation_nll": 0.5}), step=3, weights=weights)
+    return Best(level=0.5, score=Score(value=0.5, metrics={"validation_nll": 0.5}), step=3, weights=weights)
 
 
 def test_the_decision_is_fitted_to_the_exported_weights(model: Model, tmp_path: Path) -> None:

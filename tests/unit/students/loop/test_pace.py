@@ -86,7 +86,18 @@ def test_other_arms_have_the_steps_of_the_first() -> None:
     assert [other.factor(step, Progress()) for step in range(steps)] == [
         pace.factor(step, progress) for step in range(steps)
     ]
-    assert other.after(Progress(), 60, 1.0) == Progress() and other.end(Progress()) == steps
+    late = other.after(Progress(), 60, 1.0)
+    assert late.decay_from is None and other.end(late) == steps
+
+
+def test_at_the_full_rate_the_median_of_the_last_losses_counts() -> None:
+    """A lucky loss is no better than those around it; in the fall, and of a run of epochs, each loss counts itself."""
+    pace = open_pace(passes=(2, 10))
+    progress = ended(pace, [1.0, 0.9, 0.8, 0.1, 0.7])
+    assert pace.level(progress, 25, 0.7) == 0.8
+    assert pace.level(Progress(steps=(5,), losses=(1.0,), decay_from=50), 55, 0.3) == 0.3
+    assert pace.level(progress, 81, 0.3) == 0.3, "beyond the latest step at the full rate"
+    assert pace_of(TrainingConfig(global_batch=10, epochs=3), 100).level(Progress(), 5, 0.2) == 0.2
 
 
 def test_a_short_run_rises_and_falls_too() -> None:

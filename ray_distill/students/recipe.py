@@ -1,6 +1,7 @@
 """Choose the settings of a training that are not given, by the rows and the student.
 
-The rules were measured: see ``tests/benchmarks/README.md``, "Defaults of a training".
+What was measured of these rules is in ``tests/benchmarks/README.md``, "Defaults of a training". The rates that are
+tried first follow published ones; their shares for copied weights are conventions, which nothing here has confirmed.
 """
 
 import math
@@ -11,7 +12,7 @@ from ray_distill.students.order.cursor import steps_per_epoch
 
 #: Smallest and largest batch that is chosen.
 BATCHES = (16, 256)
-#: Steps are as many times validation rows as this, a row's validation taking about a third of its training.
+#: Examples between two validations, by validation row: validating a row takes about a third of training on it.
 _ROWS_A_VALIDATION = 6
 #: Most validations a pass.
 _MOST_A_PASS = 20

@@ -129,9 +129,10 @@ def _unfinished(known: Mapping[str, ArmCurve], gains: Mapping[str, float], *, op
 
 
 def _over_fitted(curve: ArmCurve) -> Iterator[str]:
-    step, best = min(curve.judged, key=lambda item: item[1])
-    last = curve.judged[-1][1]
-    if step > _EARLY * curve.last or last < _WORSE * best:
+    # The exported step, not that of the smallest loss, which is luck where losses are noisy.
+    step = int(curve.facts.get("best_step", curve.last))
+    best, last = dict(curve.judged).get(step, float("nan")), curve.judged[-1][1]
+    if step > _EARLY * curve.last or not last >= _WORSE * best:
         return
     before, after = curve.mean_loss(0, step / curve.last), curve.mean_loss(0.9, 1)
     if not after < before:

@@ -15,6 +15,7 @@ from ray_distill.evaluation.measures.cost import CostReport, cost_metrics, cost_
 from ray_distill.evaluation.measures.drift import DriftReport
 from ray_distill.evaluation.predict.texts import from_json, to_json
 from ray_distill.evaluation.report.assemble import content_fingerprint
+from ray_distill.evaluation.report.diagnosis import ArmCurve
 from ray_distill.evaluation.report.html import render_report, report_figures
 from ray_distill.evaluation.report.plots import figure_png
 from ray_distill.fingerprint import fingerprint, sha256
@@ -257,7 +258,8 @@ def publish(
     classes = open_snapshot(report.student.labels.snapshot).classes
     predictions = {"student": kept_predictions(report)}
     costs = campaign_costs(session, report)
-    history, texts = loss_history(report), kept_texts(report)
+    curves, texts = curves_of(report), kept_texts(report)
+    history = loss_history(curves)
     page = render_report(
         report,
         title=config.campaign,
@@ -268,7 +270,7 @@ def publish(
         decision=decision,
         drift=_drift(session),
         cost=costs,
-        provenance=_provenance(session, report),
+        provenance=_provenance(session, report, curves),
         more_notes=more_notes,
         calibrations=calibrations(report),
         written=from_json(texts) if texts else (),
@@ -343,14 +345,14 @@ def _drift(session: Session) -> DriftReport | None:
     return None if found is None else DriftReport.from_dict(found)
 
 
-def _provenance(session: Session, report: EvalReport) -> dict[str, str]:
+def _provenance(session: Session, report: EvalReport, curves: Sequence[ArmCurve]) -> dict[str, str]:
     labels = report.student.labels
     return {
         "configuration": session.config.fingerprint,
         "snapshot": f"{labels.snapshot.fingerprint} at {labels.snapshot.url}",
         "labelled rows": in_words(open_snapshot(labels.snapshot).manifest),
         "labels": f"{labels.fingerprint} at {labels.store}",
-        "rows": "; ".join(map(rows_of, curves_of(report))),
+        "rows": "; ".join(map(rows_of, curves)),
         "student": f"{report.student.fingerprint} at {report.student.url}",
         "evaluation": f"{report.fingerprint} at {report.url}",
     }

@@ -1,5 +1,6 @@
 """Read the curves, rows and temperatures of judged arms, and the faults of their training."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ray_distill.artifacts import Calibration, EvalReport
@@ -13,12 +14,10 @@ from ray_distill.students.telemetry.curves import curve_url, read_curve
 from ray_distill.text import arm_name
 
 
-def loss_history(report: EvalReport) -> dict[str, list[tuple[int, float]]]:
+def loss_history(curves: Sequence[ArmCurve]) -> dict[str, list[tuple[int, float]]]:
     """Return the training loss of each trained arm by step."""
     return {
-        curve.arm: [(step, values["loss"]) for step, values in curve.steps.items()]
-        for curve in curves_of(report)
-        if curve.steps
+        curve.arm: [(step, values["loss"]) for step, values in curve.steps.items()] for curve in curves if curve.steps
     }
 
 

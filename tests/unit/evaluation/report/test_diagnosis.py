@@ -18,6 +18,7 @@ def curve(
     arm: str = "student",
     rows: int = 5_000,
     decay_from: int = STEPS,
+    best_step: int = STEPS,
 ) -> ArmCurve:
     """A hundred steps of two seconds, validated every five."""
     steps = {
@@ -25,7 +26,14 @@ def curve(
         | ({"validation_nll": validation(step), "validation_accuracy": 0.5} if step % 5 == 0 else {})
         for step in range(1, STEPS + 1)
     }
-    facts = {"training_rows": rows, "steps": STEPS, "most_steps": STEPS, "decay_from": decay_from, "passes": PASSES}
+    facts = {
+        "training_rows": rows,
+        "steps": STEPS,
+        "most_steps": STEPS,
+        "decay_from": decay_from,
+        "best_step": best_step,
+        "passes": PASSES,
+    }
     return ArmCurve(arm=arm, facts=facts, steps=steps)
 
 
@@ -100,10 +108,15 @@ def test_a_falling_rate_alone_is_no_sign_of_too_few_steps() -> None:
 
 def test_over_fitting_is_named_with_the_step_it_began_at() -> None:
     """The validation loss rises from step 30 on while the training loss falls."""
-    (note,) = found(curve(lambda step: 0.5 + abs(step - 30) / 100))
+
+    def rising(step: int) -> float:
+        return 0.5 + abs(step - 30) / 100
+
+    (note,) = found(curve(rising, best_step=30))
     assert "The student over-fits since step 30 of 100: its validation loss rose from 0.5 to 1.2" in note
     assert "student.training.weight_decay" in note
-    assert found(curve(lambda step: 0.5 + abs(step - 30) / 100, training=lambda step: 1.0)) == []
+    assert found(curve(rising, training=lambda step: 1.0, best_step=30)) == []
+    assert found(curve(rising, best_step=STEPS)) == [], "one lucky loss is no over-fitting: later weights are exported"
 
 
 def test_few_rows_are_named() -> None:

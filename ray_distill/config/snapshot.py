@@ -78,6 +78,31 @@ class Splits(Section):
         return self
 
 
+#: Strength of a kind of views; the modality's table states what a share of the most is.
+Strength = Annotated[float, Field(gt=0, le=1)]
+
+
+class AugmentConfig(Section):
+    """Views of train rows, such as shifted images, which the teacher labels too.
+
+    They serve distillation where rows are few. See `ray_distill/snapshots/README.md` for the kinds.
+    """
+
+    views: int = Field(2, ge=1, le=64, description="views of a train row; each costs the teacher as much as a row")
+    kinds: Literal["auto"] | Annotated[dict[str, Strength], Field(min_length=1)] = Field(
+        "auto",
+        description="kinds of views with their strengths, above 0 and at most 1, e.g. {word_dropout: 0.1, cut: 0.5}; "
+        "auto: those that suit most data of the modality, at their own strengths",
+    )
+    most_entropy: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="views of which the teacher's entropy is a larger share of the largest possible one (the log of "
+        "the number of classes) teach nobody; they stay in the store; default: every view teaches",
+    )
+
+
 class SnapshotConfig(Section):
     """Sources, columns, splits and checks of a snapshot."""
 
@@ -114,6 +139,9 @@ class SnapshotConfig(Section):
         "Parquet left out; raise it for texts with a long beginning in common",
     )
     shard_rows: int = Field(4096, ge=1, description="rows a snapshot shard")
+    augment: AugmentConfig | None = Field(
+        None, description="views of train rows as further rows for the teacher to label; default: none"
+    )
 
     @model_validator(mode="after")
     def _split_column(self) -> Self:
@@ -144,8 +172,8 @@ class SnapshotConfig(Section):
         return self.model_copy(update={"source": source, "exclude": exclude, **own})
 
     def traffic_alone(self) -> Self:
-        """Return the same settings for other traffic, without rows of one's own."""
-        return self.model_copy(update={"validation": None, "calibration": None, "test": None})
+        """Return the same settings for other traffic, without rows of one's own and without views."""
+        return self.model_copy(update={"validation": None, "calibration": None, "test": None, "augment": None})
 
 
 def as_tuple(source: str | tuple[str, ...]) -> tuple[str, ...]:

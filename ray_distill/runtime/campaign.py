@@ -36,6 +36,8 @@ from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.sources.resolve import describe_sources
 from ray_distill.storage import files
 from ray_distill.storage.portable import movable
+from ray_distill.tasks.catalogue import get_task
+from ray_distill.tasks.view_kinds import chosen_kinds
 
 
 class CampaignResult(Artifact):
@@ -202,6 +204,7 @@ def snapshot_key(config: Campaign) -> str:
         "task": config.task,
         "sources": describe_sources(config.snapshot),
         "classes": classes_key(config),
+        "views": [[one.name, one.strength] for one in chosen_kinds(config, get_task(config.task))],
     }
     return fingerprint(movable(settings, files.absolute(config.output_url)))
 

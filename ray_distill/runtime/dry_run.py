@@ -20,6 +20,7 @@ from ray_distill.snapshots.sources.resolve import describe_sources
 from ray_distill.storage import files
 from ray_distill.students.arms import campaign_arms
 from ray_distill.tasks.catalogue import get_task
+from ray_distill.tasks.view_kinds import chosen_kinds
 
 
 def plan(config: Campaign) -> list[str]:
@@ -31,6 +32,7 @@ def plan(config: Campaign) -> list[str]:
     lines = [
         f"snapshot  {_counted(sources)} of {task.inputs.column}{_own(config)}{describe_classes(config)} "
         f"→ {config.output_url}/snapshots",
+        *_plan_views(config),
         *_plan_writing(config),
         f"label     {config.labels.teacher.model}, {config.labels.signal.estimator}, "
         f"T {', '.join(f'{t:g}' for t in config.labels.signal.temperatures)} → {config.store_url}",
@@ -132,6 +134,16 @@ def _own(config: Campaign) -> str:
 def _workers(training: TrainingConfig) -> str:
     least, most = training.least_workers, training.most_workers
     return str(least) if least == most else f"{least} to {most}"
+
+
+def _plan_views(config: Campaign) -> list[str]:
+    settings = config.snapshot.augment
+    if settings is None:
+        return []
+    kinds = ", ".join(f"{one.name} {one.strength:g}" for one in chosen_kinds(config, get_task(config.task)))
+    limit = settings.most_entropy
+    unsure = "" if limit is None else f"; none above {limit:.0%} of the largest entropy teaches"
+    return [f"augment   {settings.views} views of each train row, labelled like rows: {kinds}{unsure}"]
 
 
 def _plan_writing(config: Campaign) -> list[str]:

@@ -30,8 +30,12 @@ def labelled_rows(manifest: SnapshotManifest) -> dict[str, LabelledRows]:
 
 
 def in_words(manifest: SnapshotManifest) -> str:
-    """Return the labelled rows of each split, and which splits have a source of their own."""
+    """Return the labelled rows of each split, with its source of its own, or its views."""
+    views = manifest.view_counts
+    notes = dict.fromkeys(manifest.own, " (a source of its own)")
+    if views is not None:
+        notes["train"] = f" ({sum(views['kept'].values()):,} of them views of the other {views['rows']:,})"
     return ", ".join(
-        f"{name} {found.labelled:,} of {found.rows:,}{' (a source of its own)' if name in manifest.own else ''}"
+        f"{name} {found.labelled:,} of {found.rows:,}{notes.get(name, '')}"
         for name, found in labelled_rows(manifest).items()
     )

@@ -126,6 +126,11 @@ class SnapshotManifest(Artifact):
         """Fingerprint of content and meaning."""
         return _fingerprint(self.to_dict())
 
+    @property
+    def view_counts(self) -> dict[str, Any] | None:
+        """Counts by `augment.add_views`; None for a snapshot without views."""
+        return None if self.derived is None or "augment" not in self.derived else self.derived["counts"]
+
 
 def _fingerprint(value: dict[str, Any]) -> str:
     """Return the fingerprint of a manifest's JSON, whatever fields its version has."""

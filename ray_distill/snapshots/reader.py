@@ -68,7 +68,7 @@ class Snapshot:
             SnapshotError: its bytes are not those that were frozen, or it has no such column.
             StorageError: it cannot be read.
         """
-        data = self._verified(shard.name, shard.digest)
+        data = self.file_of(shard)
         self._check(columns)
         return pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
 
@@ -95,12 +95,20 @@ class Snapshot:
             raise SnapshotError(f"there is no split {split!r}: splits are {', '.join(SPLITS)}")
         return pa.concat_tables([self.read_shard(shard, columns) for shard in self.shards if shard.split == split])
 
+    def file_of(self, shard: Shard) -> bytes:
+        """Return the verified bytes of a shard's file; errors as `read_shard`."""
+        return self._verified(shard.name, shard.digest)
+
+    def quarantine_file(self) -> bytes:
+        """Return the verified bytes of the file of unusable rows; errors as `read_shard`."""
+        return self._verified(QUARANTINE_NAME, self.manifest.quarantine)
+
     def read_quarantine(self) -> pa.Table:
         """Return unusable rows: ``source``, ``row`` (from 1), ``reason``; never their content.
 
         Errors are those of `read_shard`.
         """
-        return pq.read_table(pa.BufferReader(self._verified(QUARANTINE_NAME, self.manifest.quarantine)))
+        return pq.read_table(pa.BufferReader(self.quarantine_file()))
 
     def summary(self) -> str:
         """Summarise the counts in a few lines for people."""

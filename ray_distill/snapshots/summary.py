@@ -21,6 +21,7 @@ def summarise(manifest: SnapshotManifest) -> str:
         f"{rows.read:,} rows read: {rows.kept:,} kept, {rows.merged:,} merged as duplicates, "
         f"{rows.excluded:,} excluded, {overlapping}{rows.dropped:,} dropped, {rows.quarantined:,} in quarantine",
         *_splits(manifest),
+        *_views(manifest),
         f"  {len(manifest.classes)} classes{_A_ROW[manifest.truth]}: {_classes(manifest)}",
     ]
     for read in manifest.labels_read:
@@ -40,6 +41,17 @@ def _splits(manifest: SnapshotManifest) -> Iterator[str]:
         if name in manifest.own:
             line += f"; a source of its own, {manifest.own[name]:,} rows left out elsewhere because of it"
         yield line
+
+
+def _views(manifest: SnapshotManifest) -> Iterator[str]:
+    counts = manifest.view_counts
+    if counts is not None:
+        kinds = ", ".join(f"{kind} {rows:,}" for kind, rows in counts["kept"].items())
+        left_out = ", ".join(f"{rows:,} {reason}" for reason, rows in counts["left_out"].items())
+        yield (
+            f"  {sum(counts['kept'].values()):,} train rows are views of the other {counts['rows']:,} ({kinds})"
+            f"{left_out and f'; left out: {left_out}'}"
+        )
 
 
 def _by_class(counts: SplitCounts) -> str:

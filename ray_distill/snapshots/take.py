@@ -8,19 +8,18 @@ All rows stay in Arrow memory while a snapshot is taken: until reading streams, 
 (about three times the size of the input) bounds a snapshot.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import SnapshotConfig
 from ray_distill.errors import SnapshotError
-from ray_distill.fingerprint import fingerprint, sha256
+from ray_distill.fingerprint import sha256
 from ray_distill.snapshots.freeze import Frozen, freeze
 from ray_distill.snapshots.label_reading.reading import ClassNames
 from ray_distill.snapshots.label_reading.truth import count_classes
@@ -35,17 +34,11 @@ from ray_distill.snapshots.manifest import (
 )
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.snapshots.rows import Why
+from ray_distill.snapshots.shard_files import content_of, to_parquet, type_name
 from ray_distill.snapshots.sources.columns import Companions, InputColumn
 from ray_distill.snapshots.splits import SPLITS
 from ray_distill.storage.files import absolute, join, write_bytes
 from ray_distill.storage.sealed import write_sealed
-
-_ZSTD_LEVEL = 3
-
-#: A row group is what training reads at a time where not everything fits into memory: a work unit's rows, fewer where
-#: inputs are long, as their units have fewer, too. A shard has no more groups than ``_GROUPS``, unless they would have
-#: more rows than a unit: its footer is read again for each part.
-_GROUP_ROWS, _GROUP_BYTES, _GROUPS = 512, 1 << 16, 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,16 +127,16 @@ def write_frozen(frozen: Frozen, about: SnapshotManifest, *, shard_rows: int, ur
     manifest = _describe(frozen, about, [item.shard for item in planned])
     input_column = manifest.input_column
     ref = SnapshotRef(url=join(absolute(url), manifest.fingerprint), fingerprint=manifest.fingerprint)
-    if not _is_there(ref):
+    if not is_there(ref):
         shards = tuple(_write(ref.url, item, frozen, input_column) for item in planned)
-        rejected = _parquet(frozen.quarantine, [])
+        rejected = to_parquet(frozen.quarantine, [])
         write_bytes(join(ref.url, QUARANTINE_NAME), rejected)
         whole = manifest.with_changes(shards=shards, quarantine=sha256(rejected))
         write_sealed(join(ref.url, MANIFEST_NAME), manifest_json(whole))
     return ref
 
 
-def _is_there(ref: SnapshotRef) -> bool:
+def is_there(ref: SnapshotRef) -> bool:
     """Return whether the snapshot is complete; without a valid manifest it is written again."""
     try:
         open_snapshot(ref)
@@ -161,29 +154,17 @@ def _plan(frozen: Frozen, shard_rows: int) -> Iterator[_PlannedShard]:
                 name=f"data/{split}-{number:05d}.parquet",
                 split=split,
                 rows=len(part),
-                content=_content(frozen.table.take(pa.array(part))),
+                content=content_of(frozen.table.take(pa.array(part))),
                 bytes=0,
                 digest="",
             )
             yield _PlannedShard(shard=shard, rows=part)
 
 
-def _content(table: pa.Table) -> str:
-    """Fingerprint rows by value.
-
-    The row id stands for the input, of which it is the hash.
-    """
-    values = {}
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        plain = column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column
-        values[name] = [item.hex() if isinstance(item, bytes) else item for item in plain.to_pylist()]
-    return fingerprint(values)
-
-
 def _describe(frozen: Frozen, about: SnapshotManifest, shards: list[Shard]) -> SnapshotManifest:
     schema = _shard_table(frozen, np.zeros(0, dtype=np.int64), about.input_column).schema
     return about.with_changes(
-        columns={field.name: _type_name(field.type) for field in schema},
+        columns={field.name: type_name(field.type) for field in schema},
         classes=frozen.classes,
         rows=frozen.counts,
         quarantined=frozen.reasons,
@@ -210,7 +191,7 @@ def _count(frozen: Frozen, split: int) -> SplitCounts:
 
 def _write(url: str, planned: _PlannedShard, frozen: Frozen, input_column: str) -> Shard:
     # Ids and inputs hardly repeat, and nobody searches by their range.
-    data = _parquet(_shard_table(frozen, planned.rows, input_column), ["row_id", input_column])
+    data = to_parquet(_shard_table(frozen, planned.rows, input_column), ["row_id", input_column])
     write_bytes(join(url, planned.shard.name), data)
     return planned.shard.with_changes(bytes=len(data), digest=sha256(data))
 
@@ -227,53 +208,3 @@ def _shard_table(frozen: Frozen, rows: npt.NDArray[np.int64], input_column: str)
         return table.cast(pa.schema(stored))
     except pa.ArrowInvalid as error:
         raise SnapshotError(f"{len(rows)} rows are too much text for a shard ({error}): lower shard_rows") from error
-
-
-def _parquet(table: pa.Table, unique: Sequence[str]) -> bytes:
-    """Return one Parquet file; equal tables give equal bytes, whatever their layout in memory.
-
-    Args:
-        table: the rows.
-        unique: columns whose values hardly repeat.
-    """
-    sink = pa.BufferOutputStream()
-    rows, size = table.num_rows, sum(_bytes_of(column) for column in table.columns)
-    group = min(_GROUP_ROWS, max(1, _GROUP_BYTES * rows // max(1, size), rows // _GROUPS))
-    repeating = [_leaf(field) for field in table.schema if field.name not in unique]
-    pq.write_table(
-        table.combine_chunks(),
-        sink,
-        compression="zstd",
-        compression_level=_ZSTD_LEVEL,
-        row_group_size=group,
-        use_dictionary=repeating,
-        write_statistics=repeating,
-    )
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
-
-
-def _type_name(kind: pa.DataType) -> str:
-    """Return a type as the manifest names it.
-
-    Arrow's name of a list contains a name for its items, which differs between its versions.
-    """
-    return f"list<{kind.value_type}>" if pa.types.is_list(kind) else str(kind)
-
-
-def _leaf(field: pa.Field) -> str:
-    """Return the path of a column's values in a Parquet file."""
-    return f"{field.name}.list.element" if pa.types.is_list(field.type) else str(field.name)
-
-
-def _bytes_of(column: pa.ChunkedArray) -> int:
-    """Return the bytes of its values: memory use depends on how a column was made."""
-    kind = column.type
-    if not (
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-    ):
-        return 0
-    return int(pc.sum(pc.binary_length(column)).as_py() or 0)

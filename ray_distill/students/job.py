@@ -48,7 +48,10 @@ def arm_plan(job: TrainingJob, arm: Arm) -> dict[str, Any]:
     plan = identity(student)
     for name, loss in losses.items():  # adds the defaults of the loss, which are not in the configuration
         plan["losses"][name] |= plain_settings(name, loss, learn_of(config).LOSSES)
-    return {"labels": job.labels.fingerprint, "arm": arm.name, "seed": job.seed, **movable(plan, config.output_url)}
+    augment = config.snapshot.augment
+    filtered = {} if augment is None or augment.most_entropy is None else {"most_entropy": augment.most_entropy}
+    own = {"labels": job.labels.fingerprint, "arm": arm.name, "seed": job.seed, **filtered}
+    return {**own, **movable(plan, config.output_url)}
 
 
 def _by_content(mixture: MixtureConfig | None, others: Sequence[LabelSetRef]) -> MixtureConfig | None:

@@ -4,8 +4,9 @@
     python -m tests.golden.defaults_table FOLDER --data digits --without rates --seeds 0      a small part of them
 
 Each student is trained beside its two baselines with the defaults of `config`, and again with one of them left out
-(`WITHOUT`): what that costs is what the default is worth. All is done in this process, without Ray, by plain torch in
-one thread. What is finished is not done again: the same command goes on where it was.
+(`WITHOUT`): what that costs is what the default is worth. `--with` adds views of train rows (`WITH`), and prints the
+teacher's seconds for them. All is done in this process, without Ray, by plain torch in one thread. What is finished is
+not done again: the same command goes on where it was.
 
 A number is the mean over the seeds; its interval is of the test rows (the mean of the seeds' own), and behind ± is half
 the range of the seeds. Differences are paired, row by row and seed by seed.
@@ -28,11 +29,13 @@ from ray_distill.artifacts import LabelSetRef
 from ray_distill.config import Campaign, parse_config
 from ray_distill.evaluation.predict.rows import join_predictions
 from ray_distill.examples import mnist, newsgroups
+from ray_distill.labels.store.label_store import open_store
 from ray_distill.models.core.checkpoint_files import read_facts
 from ray_distill.models.heads.fit_head import fitted_rows_url
 from ray_distill.models.io.load import load_model
 from ray_distill.runtime.core.session import absolute
 from ray_distill.runtime.stages.label import head_of
+from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.arms import campaign_arms
 from ray_distill.students.job import TrainingJob
@@ -92,6 +95,15 @@ WITHOUT: Mapping[str, Mapping[str, Any]] = {
     "true labels as well": {"losses": {"soft": {}, "hard": {"weight": 0.5}}},
 }
 
+#: By name the views of train rows (`snapshot.augment`) that are added to the defaults, and as a control no views in as
+#: many steps as four of them take.
+WITH: Mapping[str, Mapping[str, Any]] = {
+    **{f"views {views}": {"augment": {"views": views}} for views in (1, 2, 4)},
+    "views 2 that keep the class": {"augment": {"views": 2, "kinds": {"shift": 0.1, "crop": 0.3, "colour": 0.3}}},
+    "views 2 that mix": {"augment": {"views": 2, "kinds": {"mixup": 0.5, "cutmix": 0.5}}},
+    "five times the steps": {"training": {"budget": {"passes": [3, 300]}}},
+}
+
 
 def main() -> None:
     """Train what is missing, and print a table for each data set."""
@@ -99,6 +111,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", nargs="+", choices=DATA, default=tuple(DATA))
     parser.add_argument("--without", nargs="*", choices=WITHOUT, default=tuple(WITHOUT))
+    parser.add_argument("--with", nargs="*", choices=WITH, default=(), dest="added")
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--set", nargs="*", default=[], help="training settings of all, name=JSON, to try a default")
     asked = parser.parse_args()
@@ -106,14 +119,15 @@ def main() -> None:
     changes = {name: json.loads(value) for name, value in (one.split("=", 1) for one in asked.set)}
     for data in asked.data:
         folder = asked.folder.resolve() / data
-        labels = _labelled(folder, data)
-        for left_out in dict.fromkeys(("", *asked.without)):
+        names = tuple(dict.fromkeys(("", *asked.without, *asked.added)))
+        labels = {name: _labelled(folder, data, name) for name in names}
+        for name in names:
             for seed in asked.seeds:
-                _train(folder, data, labels, left_out, seed=seed, changes=changes)
-        _show(folder, data, labels, asked.without, asked.seeds)
+                _train(folder, data, labels[name], name, seed=seed, changes=changes)
+        _show(folder, data, labels, asked.seeds)
 
 
-def _config(folder: Path, data: str, student: Mapping[str, Any]) -> Campaign:
+def _config(folder: Path, data: str, student: Mapping[str, Any], name: str = "") -> Campaign:
     found = DATA[data]
     training = {"engine": "torch", "cpus": 1, **student.get("training", {})}
     return absolute(
@@ -127,7 +141,8 @@ def _config(folder: Path, data: str, student: Mapping[str, Any]) -> Campaign:
                     "source": str(folder / "traffic.parquet"),
                     "columns": dict(found.columns),
                     "splits": dict(found.splits),
-                    "exclude": [str(folder / name) for name in found.own],
+                    "exclude": [str(folder / own) for own in found.own],
+                    "augment": WITH.get(name, {}).get("augment"),
                 },
                 "labels": {
                     "teacher": {**found.teacher, "model": str(folder / found.teacher["model"])},
@@ -140,18 +155,36 @@ def _config(folder: Path, data: str, student: Mapping[str, Any]) -> Campaign:
     )
 
 
-def _labelled(folder: Path, data: str) -> LabelSetRef:
+def _labelled(folder: Path, data: str, name: str) -> LabelSetRef:
+    """Return the labels of the rows, with the views of an entry of `WITH`; and keep the teacher's seconds."""
     if not (folder / "traffic.parquet").exists():
         DATA[data].prepare(folder)
-    kept = folder / "labels.json"
+    if "augment" not in WITH.get(name, {}):
+        name = ""
+    kept = folder / (f"labels-{_file(name)}.json" if name else "labels.json")
     if not kept.exists():
-        kept.write_text(label_here(_config(folder, data, {}), None).to_json())
-        say(f"{data}: labelled")
+        config, seconds = _config(folder, data, {}, name), list[float]()
+        head_url = head_of(config.store_url) if name else None
+        kept.write_text(label_here(config, head_url, seconds).to_json())
+        (folder / f"seconds-{_file(name)}.json").write_text(json.dumps(sum(seconds)))
+        say(f"{data} {name}: labelled in {sum(seconds):.1f} s")
     return LabelSetRef.from_json(kept.read_text())
 
 
+def _teacher_seconds(folder: Path, labels: LabelSetRef) -> float:
+    """Return the teacher's seconds for the views of a label set, at its mean pace over all rows of the store."""
+    counts, store = open_snapshot(labels.snapshot).manifest.view_counts, open_store(labels.store)
+    views = 0 if counts is None else sum(counts["kept"].values())
+    seconds = sum(json.loads(path.read_text()) for path in folder.glob("seconds-*.json"))
+    return views * seconds / max(1, int(store.ledger.counts("rows").sum()))
+
+
+def _file(name: str) -> str:
+    return name.replace(" ", "-") or "defaults"
+
+
 def _name(left_out: str, seed: int) -> str:
-    return f"{left_out.replace(' ', '-') or 'defaults'}-{seed}"
+    return f"{_file(left_out)}-{seed}"
 
 
 def _train(
@@ -161,9 +194,9 @@ def _train(
     name, results, started = _name(left_out, seed), folder / "results", time.monotonic()
     if (results / f"{name}.json").exists():
         return
-    changed = dict(WITHOUT[left_out])
+    changed = {key: item for key, item in {**WITHOUT, **WITH}[left_out].items() if key != "augment"}
     changed["training"] = {**changed.get("training", {}), **changes}
-    config, head = _config(folder, data, changed), head_of(labels.store)
+    config, head = _config(folder, data, changed, left_out), head_of(labels.store)
     refs = run_arms(
         TrainingJob(
             config=config,
@@ -189,8 +222,8 @@ def _train(
     say(f"{data} {name}: {time.monotonic() - started:.0f} s, {json.dumps(facts[STUDENT])}")
 
 
-def _show(folder: Path, data: str, labels: LabelSetRef, left_out: Sequence[str], seeds: Sequence[int]) -> None:
-    config, rows = _config(folder, data, {}), None
+def _show(folder: Path, data: str, sets: Mapping[str, LabelSetRef], seeds: Sequence[int]) -> None:
+    config, labels = _config(folder, data, {}), sets[""]
     rows = tested_rows(config, labels)
     kept = folder / "results" / "teacher.parquet"
     if not kept.exists():
@@ -208,7 +241,10 @@ def _show(folder: Path, data: str, labels: LabelSetRef, left_out: Sequence[str],
     say("| | accuracy | of the teacher's | KL from teacher, nats | ECE | less the defaults' accuracy |")
     say("|---|---|---|---|---|---|")
     lines = [("defaults", "", STUDENT), ("same, true labels", "", TRUE), ("same, teacher's hard labels", "", TEACHERS)]
-    lines += [(f"without: {name}", name, STUDENT) for name in left_out if name]
+    for name in sets:
+        if name:
+            added = f"with: {name} ({_teacher_seconds(folder, sets[name]):.0f} s of the teacher)"
+            lines.append((added if name in WITH else f"without: {name}", name, STUDENT))
     for title, name, arm in lines:
         tables = [joined(name, seed, arm) for seed in seeds]
         found = [measure(table, HOW) for table in tables]

@@ -39,7 +39,7 @@ from ray_distill.evaluation.measures.intervals import Resampling
 from ray_distill.evaluation.predict.panel import Panel
 from ray_distill.evaluation.predict.rows import join_predictions, predict_rows
 from ray_distill.examples import mnist, newsgroups
-from ray_distill.labels.format.fitted_arrays import write_fits
+from ray_distill.labels.format.fitted_arrays import read_fits, write_fits
 from ray_distill.labels.store.label_store import create_or_open
 from ray_distill.labels.store.writer import write_attempt
 from ray_distill.models.core.model import Model
@@ -198,22 +198,31 @@ def _labels(asked: Asked, data: str) -> dict[str, LabelSetRef]:
     return found
 
 
-def label_here(config: Campaign, head_url: str | None) -> LabelSetRef:
-    """Label the campaign's snapshot unit by unit, as the stages do on a cluster."""
+def label_here(config: Campaign, head_url: str | None, seconds: list[float] | None = None) -> LabelSetRef:
+    """Label what the store lacks of the campaign's snapshot, unit by unit, as the stages do on a cluster.
+
+    The seconds of each unit are appended to ``seconds``.
+    """
     snapshot = campaign.snapshot(config)
     facts = prepare_teacher(config, snapshot, head_url)
     wanted = make_manifest(config, facts)
-    found = calibrate(config, snapshot, wanted)
-    store = create_or_open(config.store_url, with_found(wanted, found, write_fits(config.store_url, found.fits)))
+    if not files.exists(files.join(config.store_url, "store.json")):
+        found = calibrate(config, snapshot, wanted)
+        wanted = with_found(wanted, found, write_fits(config.store_url, found.fits))
+    store = create_or_open(config.store_url, wanted)
     task, teacher = TASKS[config.task], open_teacher(config.labels.teacher, task=config.task, head_url=facts.head_url)
-    ask, processor = request_of(store.manifest, found.fits), load_processor(config.labels.teacher, task=config.task)
+    ask = request_of(store.manifest, read_fits(store.url, store.manifest.fits))
+    processor = load_processor(config.labels.teacher, task=config.task)
     for unit in store.pending(open_snapshot(snapshot)):
+        began = time.monotonic()
         encoded = task.inputs.encode(read_inputs(snapshot, unit, task.inputs.column), processor)
         row_ids, signal, unusable = answer_all(teacher, encoded, ask, store.manifest.batch)
         rejected = [*unusable, *((row.row_id, row.reason) for row in encoded.rejected)]
         store.commit(
             [write_attempt(config.store_url, store.manifest, unit, row_ids=row_ids, signal=signal, rejected=rejected)]
         )
+        if seconds is not None:
+            seconds.append(time.monotonic() - began)
     return store.ref(open_snapshot(snapshot))
 
 

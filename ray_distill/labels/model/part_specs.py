@@ -3,6 +3,7 @@
 A further kind of part is a model here, a class of `signal` and a line in both unions.
 """
 
+import math
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
@@ -67,6 +68,11 @@ class DistributionsSpec(Document):
     def part(self) -> str:
         """Name of the part."""
         return DISTRIBUTIONS
+
+    @property
+    def largest_entropy(self) -> float:
+        """Largest entropy of a position, nats, where no answer is likelier than another."""
+        return math.log(self.space.size) if self.family == "categorical" else math.log(2) * self.space.size
 
     @model_validator(mode="after")
     def _is_usable(self) -> Self:

@@ -239,7 +239,11 @@ def _report(config: Campaign, opened: Snapshot, work: _Work, measured: _Measured
             for layer, found in probed.ranks.items()
         },
         break_even=_break_even(config, opened, probed, cost),
-        notes=(*_notes(config, probed, work), what_test_rows_establish(config, opened)),
+        notes=(
+            *_notes(config, probed, work),
+            *_views_note(opened, work, cost.wall_seconds - once),
+            what_test_rows_establish(config, opened),
+        ),
     )
 
 
@@ -294,6 +298,18 @@ def _notes(config: Campaign, probed: Probed, work: _Work) -> list[str]:
     if probed.rows + probed.rejected == work.rows:
         notes.append("the probe labelled every row")
     return [*notes, *little_mass(config, probed.forms.mass)]
+
+
+def _views_note(opened: Snapshot, work: _Work, seconds: float) -> list[str]:
+    """Return the share of the time to label rows that views take; ``seconds`` is that time."""
+    counts = opened.manifest.view_counts
+    if counts is None:
+        return []
+    views, rows = sum(counts["kept"].values()), work.rows
+    if work.reused:
+        return [f"{views:,} of {work.total:,} rows are views (snapshot.augment); {rows:,} rows have no labels yet"]
+    share = seconds * views / rows
+    return [f"{views:,} of {rows:,} rows to label are views (snapshot.augment), which take {share:,.0f} s"]
 
 
 def little_mass(config: Campaign, mass: Mapping[str, float]) -> list[str]:

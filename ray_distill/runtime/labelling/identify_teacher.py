@@ -18,6 +18,8 @@ from ray_distill.models.heads.fit_head import fit_head
 from ray_distill.models.io.load import load_processor
 from ray_distill.models.text.tokenizer_match import tokens_of
 from ray_distill.redact import redact
+from ray_distill.snapshots.augment.read_views import without_views
+from ray_distill.snapshots.augment.views import PARENT
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.storage import files
 from ray_distill.tasks.catalogue import get_task
@@ -78,7 +80,9 @@ def tokens_here(teacher: TeacherConfig, task: str) -> str:
 def _fit(config: Campaign, snapshot: SnapshotRef, progress: Callable[[str, int, int], None]) -> str:
     """Fit the head on the train split's labelled rows, which the teacher then must not teach."""
     task, teacher, opened = get_task(config.task), config.labels.teacher, open_snapshot(snapshot)
-    rows = opened.read("train", columns=["row_id", task.inputs.column, "label"])
+    # Views have their parents' labels: a head fitted on them as well would be another teacher for each number of views.
+    parent = [PARENT] if opened.manifest.view_counts is not None else []
+    rows = without_views(opened.read("train", columns=["row_id", task.inputs.column, "label", *parent]))
     rows = rows.filter(pc.is_valid(rows["label"]))
     encoded = task.inputs.encode(rows, load_processor(teacher, task=config.task))
     return fit_head(

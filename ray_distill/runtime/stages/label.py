@@ -24,6 +24,7 @@ from ray_distill.runtime.labelling.encode_write import LabelJob
 from ray_distill.runtime.labelling.identify_teacher import TeacherFacts, make_manifest
 from ray_distill.runtime.labelling.label_units import Labelled, label_units
 from ray_distill.runtime.labelling.teacher_quality import TeacherCheck, check_teacher, doubts, refuse_weak_teacher
+from ray_distill.runtime.stages.count_views import report_views
 from ray_distill.runtime.stages.kept_results import check_key, keep_check, kept_calibration, kept_check
 from ray_distill.runtime.stages.snapshot import open_for
 from ray_distill.snapshots.labelled_rows import labelled_rows
@@ -65,7 +66,8 @@ def label(session: Session, snapshot: SnapshotRef) -> LabelSetRef:
         accelerators=labels.resources.gpus * labels.resources.actors[1],
     ) as stage:
         filled = fill_store(session, stage, snapshot, check=partial(_check, session, stage.run))
-    facts = {"rows": filled.labelled.rows, "seconds": filled.labelled.seconds}
+        views = report_views(stage.run, session.config, filled.labels)
+    facts = {"rows": filled.labelled.rows, "seconds": filled.labelled.seconds, "views": views}
     session.finish("label", key, {"labels": filled.labels.to_dict(), **facts})
     return filled.labels
 
@@ -338,6 +340,7 @@ def key_of(config: Campaign, snapshot: SnapshotRef) -> str:
         "task": config.task,
         "seed": config.seed,
         "teacher_files": model_files(config.labels.teacher.model),
+        "most_entropy": None if config.snapshot.augment is None else config.snapshot.augment.most_entropy,
     }
     return fingerprint(movable(settings, config.output_url))
 

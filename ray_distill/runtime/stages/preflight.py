@@ -20,6 +20,7 @@ from ray_distill.students.engines.engine import check_compiler
 from ray_distill.students.objective.validate_losses import check_losses
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.known_names import unknown_names
+from ray_distill.tasks.view_kinds import wrong_views
 from ray_distill.teachers.engines import refuse_labels
 from ray_distill.text import did_you_mean
 
@@ -75,7 +76,7 @@ def check(config: Campaign, *, teacher: bool = True) -> None:
         ),
     )
     wrong += unknown_names(config, task) + wrong_limits(config.gate, config.task) + unknown_objective(config)
-    wrong += task.refuse(config) + check_compiler(config.student.training)
+    wrong += task.refuse(config) + wrong_views(config, task) + check_compiler(config.student.training)
     if config.sequences is not None and config.sequences.filters.scorer is not None:
         try:
             import_factory(config.sequences.filters.scorer)

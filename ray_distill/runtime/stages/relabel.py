@@ -27,6 +27,8 @@ from ray_distill.runtime.stages import label
 from ray_distill.runtime.stages.check_traffic import CHOICE, check_traffic, first_units
 from ray_distill.runtime.stages.kept_results import keep_trust, kept_trust, trust_key
 from ray_distill.runtime.stages.snapshot import freeze
+from ray_distill.snapshots.augment.read_views import without_views
+from ray_distill.snapshots.augment.views import PARENT, SPLIT
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.snapshots.sources.columns import MissingColumn
 from ray_distill.snapshots.sources.resolve import describe_sources
@@ -242,7 +244,7 @@ def _sample(ref: LabelSetRef, classes: Classes | None) -> tuple[DriftSample, Cla
     layer = max(labels.manifest.hidden, default=None)
     pooled = layer is not None and labels.manifest.pool != "token"
     row_ids, signal = labels.read(layers=(layer,) if layer is not None and pooled else ())
-    if opened.manifest.own:
+    if opened.manifest.own or opened.manifest.view_counts is not None:
         traffic = np.flatnonzero(pc.is_in(row_ids, value_set=_traffic(opened)).to_numpy(zero_copy_only=False))
         row_ids, signal = row_ids.take(pa.array(traffic)), signal.take(traffic)
     rows, task = _rows(opened, row_ids), get_task(labels.manifest.task)
@@ -256,9 +258,14 @@ def _sample(ref: LabelSetRef, classes: Classes | None) -> tuple[DriftSample, Cla
 
 
 def _traffic(opened: Snapshot) -> pa.Array:
-    """Return the ids of the rows that are traffic, not of a source of their own."""
-    shards = [shard for shard in opened.shards if shard.split not in opened.manifest.own]
-    return pa.concat_tables([opened.read_shard(shard, ["row_id"]) for shard in shards])["row_id"].combine_chunks()
+    """Return the ids of the rows that are traffic, neither of a source of their own nor views."""
+    tables = list[pa.Table]()
+    for shard in opened.shards:
+        if shard.split not in opened.manifest.own:
+            views = shard.split == SPLIT and opened.manifest.view_counts is not None
+            rows = opened.read_shard(shard, ["row_id", PARENT] if views else ["row_id"])
+            tables.append(without_views(rows).select(["row_id"]))
+    return pa.concat_tables(tables)["row_id"].combine_chunks()
 
 
 def _rows(opened: Snapshot, row_ids: pa.Array) -> pa.Table:

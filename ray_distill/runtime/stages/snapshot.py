@@ -9,18 +9,22 @@ from ray_distill.models.core.module_function import is_factory
 from ray_distill.models.io.teacher_names import function_names
 from ray_distill.runtime.core.class_names import numbers, teacher_names
 from ray_distill.runtime.labelling.bounded_task import run_teacher_task
+from ray_distill.snapshots.augment.add_views import add_views
 from ray_distill.snapshots.label_reading.reading import ClassNames
 from ray_distill.snapshots.manifest import Truth
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.snapshots.take import take_snapshot
 from ray_distill.storage import files
 from ray_distill.tasks.catalogue import get_task
+from ray_distill.tasks.view_kinds import chosen_kinds
 
 _LABELS: Mapping[Truth, str] = {"class": "one class", "classes": "a set of classes", "none": "no label"}
 
 
 def freeze(config: Campaign, sources: SnapshotConfig | None = None, *, empty_splits: bool = False) -> SnapshotRef:
     """Freeze the campaign's sources, or other sources, into the folder of its snapshots.
+
+    With ``snapshot.augment`` the result is the snapshot with views, which is derived from the one without.
 
     A snapshot that exists already is left unchanged.
 
@@ -32,15 +36,17 @@ def freeze(config: Campaign, sources: SnapshotConfig | None = None, *, empty_spl
         empty_splits: as `take_snapshot`.
 
     Raises:
-        SnapshotError, StorageError: as `take_snapshot`.
+        SnapshotError, StorageError: as `take_snapshot` and `add_views`.
+        ConfigError: ``snapshot.augment`` does not go with the task; nothing was read.
         ModelError: the teacher's classes cannot be read.
     """
     task, chosen = get_task(config.task), sources or config.snapshot
-    return take_snapshot(
+    kinds, url = chosen_kinds(config, task), files.join(files.absolute(config.output_url), "snapshots")
+    taken = take_snapshot(
         chosen,
         input_column=task.inputs.column,
         seed=config.seed,
-        url=files.join(files.absolute(config.output_url), "snapshots"),
+        url=url,
         binary=task.inputs.binary,
         verify=task.inputs.verify,
         nested=task.inputs.nested(config),
@@ -48,6 +54,11 @@ def freeze(config: Campaign, sources: SnapshotConfig | None = None, *, empty_spl
         truth=task.answers.truth,
         known=known_classes(config) if chosen.classes is None else None,
         empty_splits=empty_splits,
+    )
+    if chosen.augment is None:
+        return taken
+    return add_views(
+        open_snapshot(taken), kinds, views=chosen.augment.views, seed=config.seed, url=url, shard_rows=chosen.shard_rows
     )
 
 

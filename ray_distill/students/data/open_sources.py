@@ -1,5 +1,6 @@
 """Open the snapshots and labels a student learns from: the campaign's own and mixed ones."""
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -18,14 +19,18 @@ from ray_distill.labels.store.ensemble import AveragedLabels, require_same_class
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.models.core.model import Model
 from ray_distill.models.heads.fit_head import fitted_rows
+from ray_distill.snapshots.augment.read_views import views_of
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.storage import files
 from ray_distill.students.data.answer_format import AnswerFormat, learn_facet
 from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.data.examples import PositionExamples
 from ray_distill.students.data.streaming import Labels, LabelSource, Source
+from ray_distill.students.data.view_filter import filter_views
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.task import Task
+
+log = logging.getLogger(__name__)
 
 #: A snapshot and its labels.
 Labelled = tuple[Snapshot, LabelSource]
@@ -57,7 +62,8 @@ def open_sources(
     """Return the sources from which the student reads rows with their labels.
 
     The rows on which the campaign is evaluated come from its own snapshot alone: they are left out of the other
-    sources, in whichever split they are there.
+    sources, in whichever split they are there, with their views. Views of rows that a teacher may not teach are not
+    taught either, and views on which the teacher is unsure (``snapshot.augment.most_entropy``) are left out.
 
     Args:
         config: the campaign.
@@ -106,7 +112,16 @@ def _open_source(
     config: Campaign, labelled: Labelled, model: Model, *, layers: Sequence[int], excluded: RowIds, evaluated: RowIds
 ) -> Source:
     snapshot, labels = labelled
-    task = get_task(config.task)
+    task, augment = get_task(config.task), config.snapshot.augment
+    views = filter_views(snapshot, labels, None if augment is None else augment.most_entropy)
+    if len(views.unsure):
+        log.info(
+            "%d of %d views teach nobody, because the teacher is unsure on them (snapshot.augment.most_entropy)",
+            len(views.unsure),
+            views.kept + len(views.unsure),
+        )
+    dropped = _joined(evaluated, views_of(snapshot, evaluated), views.unsure)
+    excluded = _joined(excluded, views_of(snapshot, excluded))
     answers = learn_facet(task.answers).answer_format(
         task=task,
         model=model,
@@ -119,14 +134,19 @@ def _open_source(
         labels=labels,
         layers=tuple(layers),
         columns=example_columns(task, answers, config.student.training),
-        build=partial(_build, partial(build_examples, answers=answers, processor=model.processor), excluded, evaluated),
+        build=partial(_build, partial(build_examples, answers=answers, processor=model.processor), excluded, dropped),
     )
+
+
+def _joined(*ids: RowIds) -> RowIds:
+    """Return the ids of all arrays, ascending."""
+    return np.unique(np.concatenate(ids))
 
 
 def _build(
     make: Callable[..., PositionExamples],
     excluded: RowIds,
-    evaluated: RowIds,
+    left_out: RowIds,
     table: pa.Table,
     *,
     labels: Labels,
@@ -134,7 +154,7 @@ def _build(
     part: bool = False,
 ) -> PositionExamples:
     ids = rowids.to_numpy(table["row_id"])
-    dropped = rowids.is_in(ids, evaluated)
+    dropped = rowids.is_in(ids, left_out)
     if dropped.any():
         table, ids = table.filter(pa.array(~dropped)), ids[~dropped]
     own = rowids.to_arrow(

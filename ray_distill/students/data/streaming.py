@@ -78,6 +78,16 @@ class Unit:
     stop: int
 
 
+def units_of(snapshot: Snapshot, split: str, rows: int, *, number: int = 0) -> list[Unit]:
+    """Return the units of a split, of ``rows`` rows each; ``number`` is their source's."""
+    return [
+        Unit(source=number, shard=shard, start=start, stop=min(start + rows, shard.rows))
+        for shard in snapshot.shards
+        if shard.split == split
+        for start in range(0, shard.rows, rows)
+    ]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """A snapshot with its labels, from which training rows are built."""
@@ -94,13 +104,7 @@ class Source:
 
         ``number`` is the number of this source.
         """
-        rows = self.labels.manifest.rows_a_unit
-        return [
-            Unit(source=number, shard=shard, start=start, stop=min(start + rows, shard.rows))
-            for shard in self.snapshot.shards
-            if shard.split == split
-            for start in range(0, shard.rows, rows)
-        ]
+        return units_of(self.snapshot, split, self.labels.manifest.rows_a_unit, number=number)
 
     def load(self, unit: Unit) -> PositionExamples:
         """Return a unit's usable rows with their labels."""

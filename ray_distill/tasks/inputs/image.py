@@ -15,6 +15,7 @@ from ray_distill.labels.model.ragged import RaggedArray
 from ray_distill.snapshots.rows import Reason, Why
 from ray_distill.tasks.encoded import Batch, Encoded
 from ray_distill.tasks.inputs.image_corruptions import IMAGE_CORRUPTIONS
+from ray_distill.tasks.inputs.image_views import IMAGE_VIEWS
 from ray_distill.tasks.inputs.modality import Floats, Index, Inputs, Processor
 from ray_distill.tasks.inputs.pixels import DECODERS, ImageError, Kind, Pixels, decode_image
 from ray_distill.tasks.inputs.rows import Unusable, encoded, one_row, sift
@@ -143,5 +144,6 @@ IMAGE = Inputs(
     statistics=statistics,
     show=show,
     corruptions=IMAGE_CORRUPTIONS,
+    views=IMAGE_VIEWS,
     refuse=refuse_target,
 )

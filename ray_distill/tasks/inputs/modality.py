@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from ray_distill.config import Campaign, TeacherConfig
 from ray_distill.config.labels import LanguageConfig
+from ray_distill.snapshots.augment.kinds import Kind
 from ray_distill.snapshots.rows import Why
 from ray_distill.snapshots.sources.columns import Companions
 from ray_distill.tasks.encoded import Batch, Encoded
@@ -97,6 +98,8 @@ class Inputs:
     """Feature at whose tokens a model can answer: collated it is ``[B, L]``. Empty for inputs without tokens."""
     corruptions: Mapping[str, Corruption]
     """Seeded corruptions by name."""
+    views: Mapping[str, Kind] = field(default_factory=dict)
+    """Kinds of views by name; empty: the inputs have none."""
     processor: str
     """Function that reads a checkpoint's processor, ``package.module:function``; it is imported when first called.
 

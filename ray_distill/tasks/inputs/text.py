@@ -14,6 +14,7 @@ from ray_distill.tasks.inputs.modality import Floats, Index, Inputs, Processor
 from ray_distill.tasks.inputs.padding import pad_sequences, real_tokens
 from ray_distill.tasks.inputs.rows import Unusable, encoded, one_row, sift
 from ray_distill.tasks.inputs.text_corruptions import TEXT_CORRUPTIONS
+from ray_distill.tasks.inputs.text_views import TEXT_VIEWS
 
 COLUMN = "text"
 #: Characters of a text that are shown.
@@ -101,5 +102,6 @@ TEXT = Inputs(
     show=show,
     answering="input_ids",
     corruptions=TEXT_CORRUPTIONS,
+    views=TEXT_VIEWS,
     refuse=refuse_target,
 )

@@ -22,6 +22,7 @@ WHOLE: dict[str, Any] = {
         "source": "a.csv",
         "columns": {},
         "splits": {},
+        "augment": {},
         **{split: {"source": "b.csv", "columns": {}} for split in ("validation", "calibration", "test")},
     },
     "sequences": {"filters": {"scorer": "m:f"}, "failures": {}},
@@ -182,7 +183,7 @@ VALID: dict[str, set[str]] = {
     "['']": _NO_LABEL,
     "section": {
         *("labels.teacher.arguments", "student.model.arguments", "student.model.overrides"),
-        "student.training.deepspeed",
+        *("student.training.deepspeed", "snapshot.augment.kinds"),
     },
 }
 

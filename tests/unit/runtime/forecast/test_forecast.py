@@ -4,26 +4,33 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ray_distill import cli
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.cli.render_plan import show_plan
-from ray_distill.config import Campaign, load_config, parse_config
+from ray_distill.config import Campaign, SnapshotConfig, load_config, parse_config
 from ray_distill.errors import ConfigError
 from ray_distill.labels.model import rowids
 from ray_distill.labels.sizing.forecast import TIME_ERROR, Breakeven
 from ray_distill.models.core.row_classes import named
 from ray_distill.runtime import campaign
 from ray_distill.runtime.core.session import parent_key
-from ray_distill.runtime.forecast.forecast import choose_pieces, little_mass, plan
+from ray_distill.runtime.forecast.forecast import _views_note, _Work, choose_pieces, little_mass, plan
 from ray_distill.runtime.forecast.plan_report import PlanReport
 from ray_distill.runtime.forecast.probe import Piece, unit_rows
 from ray_distill.runtime.forecast.rehearsal import paced
 from ray_distill.runtime.forecast.storage_options import Comparison, compare
 from ray_distill.runtime.labelling.identify_teacher import TeacherFacts
+from ray_distill.snapshots.augment.add_views import add_views
+from ray_distill.snapshots.augment.kinds import Chosen
+from ray_distill.snapshots.reader import open_snapshot
+from ray_distill.snapshots.take import take_snapshot
 from ray_distill.students.objective.validate_losses import MIN_RETAINED_MASS
 from ray_distill.tasks.encoded import Encoded
+from ray_distill.tasks.inputs.text_views import TEXT_VIEWS
 from ray_distill.testing.labels import row_id
 from ray_distill.testing.models import FakeTeacher
 
@@ -241,3 +248,20 @@ def test_a_teacher_that_does_not_exist_is_refused_before_ray_is_asked(tmp_path: 
     with pytest.raises(ConfigError, match="nowhere"):
         plan(parse_config(value))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_time_that_views_take_is_their_share_of_the_rows(tmp_path: Path) -> None:
+    """Of a new store; where some rows have labels, which of them are views is not known."""
+    texts = [f"row {n} of some words" for n in range(100)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "rows.parquet")
+    settings = SnapshotConfig(source=str(tmp_path / "rows.parquet"))
+    parent = open_snapshot(take_snapshot(settings, input_column="text", seed=0, url=str(tmp_path)))
+    chosen = [Chosen(name="cut", kind=TEXT_VIEWS["cut"], strength=0.5)]
+    derived = open_snapshot(add_views(parent, chosen, views=1, seed=0, url=str(tmp_path), shard_rows=100))
+    views, total = sum(derived.manifest.view_counts["kept"].values()), sum(shard.rows for shard in derived.shards)
+    piece = Piece(shard="s", start=0, stop=total, rows=tuple(range(total)))
+    (note,) = _views_note(derived, _Work(pieces=(piece,), reused=0, total=total, new=True), seconds=float(10 * total))
+    assert note == f"{views} of {total} rows to label are views (snapshot.augment), which take {10 * views:,} s"
+    (note,) = _views_note(derived, _Work(pieces=(), reused=total, total=total, new=False), seconds=0.0)
+    assert note == f"{views} of {total} rows are views (snapshot.augment); 0 rows have no labels yet"
+    assert _views_note(parent, _Work(pieces=(piece,), reused=0, total=total, new=True), seconds=1.0) == []

@@ -9,13 +9,22 @@ import pytest
 from PIL import Image
 
 from ray_distill.artifacts import SnapshotRef
-from ray_distill.config import SnapshotConfig, parse_config
+from ray_distill.config import Campaign, LabelsConfig, SnapshotConfig, parse_config
 from ray_distill.errors import ConfigError, SnapshotError
+from ray_distill.models.heads.fit_head import fitted_rows
+from ray_distill.runtime.campaign import snapshot_key
+from ray_distill.runtime.labelling.identify_teacher import prepare_teacher
+from ray_distill.runtime.stages import label
+from ray_distill.runtime.stages.preflight import check
+from ray_distill.runtime.stages.relabel import _traffic
 from ray_distill.runtime.stages.snapshot import freeze, freeze_ceiling, open_for
 from ray_distill.runtime.stages.train import refuse_large_batch
-from ray_distill.snapshots import take_snapshot
+from ray_distill.snapshots import SPLITS, open_snapshot, take_snapshot
 from ray_distill.snapshots.manifest import Truth
 from ray_distill.tasks.catalogue import TASKS
+from ray_distill.testing.models import write_tiny_text_model
+
+SNAPSHOT = SnapshotRef(url="u", fingerprint="s")
 
 
 def _taken(folder: Path, truth: Truth) -> SnapshotRef:
@@ -114,3 +123,79 @@ def test_tasks_say_how_their_labels_are_read() -> None:
         "causal_lm": "none",
         "seq2seq": "none",
     }
+
+
+def _with_views(folder: Path, task: str = "text_classification", rows: int = 200, **augment: object) -> Campaign:
+    texts = [f"row {n} of the traffic of today" for n in range(rows)]
+    pq.write_table(pa.table({"text": texts, "label": ["a", "b"] * (rows // 2)}), folder / "traffic.parquet")
+    return parse_config(
+        {
+            "campaign": "views",
+            "task": task,
+            "output": str(folder / "out"),
+            "snapshot": {
+                "source": str(folder / "traffic.parquet"),
+                "columns": {"label": "label"},
+                "classes": ["a", "b"],
+                "augment": augment,
+            },
+            "labels": {"teacher": {"model": "m:f"}, "signal": {"estimator": "topk", "k": 2}},
+        }
+    )
+
+
+def test_a_campaign_with_views_freezes_its_rows_and_then_their_views(tmp_path: Path) -> None:
+    """Both snapshots are there; views of newer traffic and of the teacher's own rows are not made."""
+    config = _with_views(tmp_path, views=2, kinds={"cut": 0.5})
+    derived = open_snapshot(freeze(config))
+    about = derived.manifest.derived
+    assert about is not None and about["augment"] == {"views": 2, "kinds": {"cut": 0.5}, "seed": 0}
+    folders = {path.name for path in (tmp_path / "out" / "snapshots").iterdir()}
+    assert folders == {derived.ref.fingerprint, about["parent"]}
+    plain = freeze(config, config.snapshot.traffic_alone(), empty_splits=True)
+    assert plain.fingerprint == about["parent"]
+    assert open_for("text_classification", derived.ref).manifest.view_counts is not None
+
+
+def test_views_of_a_language_model_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    """Also by the command that only freezes."""
+    config = _with_views(tmp_path, task="causal_lm", views=2)
+    config = config.model_copy(update={"snapshot": config.snapshot.model_copy(update={"source": "nowhere.parquet"})})
+    with pytest.raises(ConfigError, match="snapshot.augment: causal_lm learns the tokens of its rows"):
+        freeze(config)
+    with pytest.raises(ConfigError, match="snapshot.augment: causal_lm learns the tokens of its rows"):
+        check(config, teacher=False)
+
+
+def test_kinds_and_strengths_decide_the_snapshot(tmp_path: Path) -> None:
+    """Other strengths, another number: another key; auto is a key of what it stands for."""
+    configs = [
+        _with_views(tmp_path, views=2),
+        _with_views(tmp_path, views=3),
+        _with_views(tmp_path, kinds={"cut": 0.5}),
+        _with_views(tmp_path, kinds={"cut": 0.4}),
+    ]
+    assert len({snapshot_key(config) for config in configs}) == 4
+    assert label.key_of(configs[0], SNAPSHOT) != label.key_of(_with_views(tmp_path, most_entropy=0.9), SNAPSHOT)
+
+
+def test_drift_is_measured_against_rows_not_views(tmp_path: Path) -> None:
+    """Newer traffic has no views, so that views would look like drift."""
+    derived = open_snapshot(freeze(_with_views(tmp_path, views=2)))
+    parent = open_snapshot(f"{tmp_path}/out/snapshots/{(derived.manifest.derived or {})['parent']}")
+    expected = {one for split in SPLITS for one in parent.read(split, ["row_id"])["row_id"].to_pylist()}
+    assert set(_traffic(derived).to_pylist()) == expected == set(_traffic(parent).to_pylist())
+    assert sum(shard.rows for shard in derived.shards) > len(expected)
+
+
+def test_a_head_is_fitted_on_rows_not_views(tmp_path: Path) -> None:
+    """Else each number of views would be another teacher, whose labels are not used again."""
+    config = _with_views(tmp_path, views=2)
+    model = write_tiny_text_model(tmp_path / "encoder", ("a", "b"), 0)
+    teacher = {"teacher": {"model": str(model), "head": {"pool": "mean"}}}
+    config = config.model_copy(update={"labels": LabelsConfig.model_validate(teacher)})
+    derived = open_snapshot(freeze(config))
+    fitted = prepare_teacher(config, derived.ref, None).head_url
+    plain = prepare_teacher(config, freeze(config, config.snapshot.traffic_alone()), None).head_url
+    assert fitted is not None and fitted == plain
+    assert len(fitted_rows(fitted)) == (derived.manifest.view_counts or {})["rows"]

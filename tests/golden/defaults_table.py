@@ -74,6 +74,16 @@ DATA: Mapping[str, Data] = {
         seed=mnist.SEED,
         own=("teacher.parquet",),
     ),
+    "few_digits": Data(
+        task=mnist.TASK,
+        prepare=mnist.prepare,
+        columns={"image": "image", "label": "digit"},
+        splits={"train": 0.1, "validation": 0.05, "calibration": 0.05, "test": 0.8},
+        teacher={"model": "teacher"},
+        model={"from": "config", "overrides": mnist.STUDENT_OVERRIDES},
+        seed=mnist.SEED,
+        own=("teacher.parquet",),
+    ),
     "newsgroups": Data(
         task="text_classification",
         prepare=newsgroups.prepare,
@@ -175,6 +185,7 @@ def _teacher_seconds(folder: Path, labels: LabelSetRef) -> float:
     """Return the teacher's seconds for the views of a label set, at its mean pace over all rows of the store."""
     counts, store = open_snapshot(labels.snapshot).manifest.view_counts, open_store(labels.store)
     views = 0 if counts is None else sum(counts["kept"].values())
+    store.log.refresh()
     seconds = sum(json.loads(path.read_text()) for path in folder.glob("seconds-*.json"))
     return views * seconds / max(1, int(store.ledger.counts("rows").sum()))
 

@@ -65,6 +65,12 @@ CASES: dict[str, Case] = {
         "labels.teacher.head: .*leave it out",
         {"labels.teacher.head": GONE},
     ),
+    "views of a language model": (
+        TOKENS,
+        {"snapshot.augment": {"views": 1}},
+        "snapshot.augment: .*damaged texts; leave it out",
+        {"snapshot.augment": GONE},
+    ),
     "classes of a language model": (
         TOKENS,
         {"snapshot.classes": ["a", "b"]},

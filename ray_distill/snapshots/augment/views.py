@@ -62,7 +62,7 @@ class ViewMaker:
         both = pa.concat_tables([chunk, followers])
         ids, inputs = both["row_id"].to_pylist(), _as_bytes(both[self.column])
         jobs = [(row, number) for row in range(len(chunk)) for number in range(self.views)]
-        made = pool.map(lambda job: self._view(*job, ids, inputs), jobs)
+        made = pool.map(lambda job: self._view(job[0], job[1], ids, inputs), jobs)
         named = [
             (row, number, row_id(view.data, self.column), view)
             for (row, number), view in zip(jobs, made, strict=True)

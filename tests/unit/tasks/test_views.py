@@ -71,6 +71,17 @@ def test_span_mix_has_words_of_both_rows(seed: int) -> None:
     assert places == list(range(places[0], places[-1] + 1))
 
 
+@pytest.mark.parametrize("name", TEXT_VIEWS)
+def test_a_view_of_a_text_is_another_text_and_the_same_chances_give_the_same(name: str) -> None:
+    """At any strength: UTF-8 that is not blank."""
+    kind = TEXT_VIEWS[name]
+    for seed in range(30):
+        strength = (0.01, kind.strength, 1.0)[seed % 3]
+        found = kind.change([TEXT, OTHER][: 1 + kind.mixes], strength, _generator(seed))
+        assert found is not None and found.decode().strip() == found.decode() not in ("", TEXT.decode())
+        assert found == kind.change([TEXT, OTHER][: 1 + kind.mixes], strength, _generator(seed))
+
+
 def test_scripts_without_blanks_have_characters_as_words_and_one_word_has_no_view() -> None:
     """Else a Chinese text would be one word; characters are joined without blanks, words with one."""
     found = TEXT_VIEWS["word_dropout"].change(["今天天气很好。我们去公园".encode()], 0.3, _generator(1))

@@ -94,6 +94,17 @@ def keep_tokens(
     )
 
 
+def token_bounds(processor: Processor, model_config: Any, url: str) -> tuple[int, int]:
+    """Return how many tokens of a teacher must stay, and how many it has.
+
+    Raises:
+        ConfigError: the inputs are not texts, or no token can be left out of the tokenizer.
+    """
+    processor = _of_texts(processor, url)
+    choice = token_choice(processor.tokenizer, url)
+    return len(_always(choice, processor, model_config)), len(choice.tokens)
+
+
 def count_tokens(snapshot: Snapshot, shards: Iterable[Shard], processor: Processor, inputs: Inputs) -> Counts:
     """Return how often each token comes in the texts of some shards, ``[V]``.
 

@@ -24,11 +24,12 @@ def show_plan(report: PlanReport) -> str:
         f"{report.rows_reused:,} labelled already"
     ]
     if not report.rows:
-        return "\n".join([*lines, "cost        0", *_stages(report), *report.notes])
+        return "\n".join([*lines, *_students(report), "cost        0", *_stages(report), *report.notes])
     hidden = "".join(f", layer {layer} {byte_size(size)}" for layer, size in report.bytes_hidden.items())
     error = f"± {report.time_error:.0%}"
     lines += [
         f"splits      {', '.join(_split(report, name) for name in report.splits)}",
+        *_students(report),
         f"probe       {report.probed_rows:,} rows answered",
         f"positions   {report.positions:,}, {report.bytes_a_position:.1f} bytes each",
         f"bytes       {byte_size(report.bytes_total)}: labels {byte_size(report.bytes_labels)}{hidden}",
@@ -51,6 +52,15 @@ def show_plan(report: PlanReport) -> str:
     if report.break_even is not None:
         lines += ["", _pays(report.break_even, report.currency)]
     return "\n".join([*lines, *_stages(report), *report.notes])
+
+
+def _students(report: PlanReport) -> list[str]:
+    """Return lines about the student and the sweep."""
+    counted = f"{report.student_parameters:,} parameters" if report.student_parameters else "not made"
+    return [
+        *([f"student     {counted}; {report.student}"] if report.student else []),
+        *([f"sweep       {report.sweep}"] if report.sweep else []),
+    ]
 
 
 def _stages(report: PlanReport) -> list[str]:

@@ -1,6 +1,8 @@
 """A whole campaign, from traffic to verdict."""
 
-from pydantic import Field
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
 
 from ray_distill.config.judge import CostConfig, DriftConfig, EvaluationConfig, GateConfig, TrackingConfig
 from ray_distill.config.labels import LabelsConfig
@@ -40,7 +42,9 @@ class Campaign(Section):
     student: StudentConfig = StudentConfig()
     # A sweep decides which students are compared, not what one of them becomes: its own key adds it.
     sweep: SweepConfig | None = Field(
-        None, description="students that `ray-distill sweep` compares; default: none", json_schema_extra=NOT_DECIDING
+        None,
+        description="students that `ray-distill sweep` compares, or auto; default: none",
+        json_schema_extra=NOT_DECIDING,
     )
     evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig = GateConfig()
@@ -49,6 +53,11 @@ class Campaign(Section):
     cost: CostConfig = Field(CostConfig(), json_schema_extra=NOT_DECIDING)
     plan: PlanConfig = Field(PlanConfig(), json_schema_extra=NOT_DECIDING)
     tracking: TrackingConfig = Field(TrackingConfig(), json_schema_extra=NOT_DECIDING)
+
+    @field_validator("sweep", mode="before", json_schema_input_type=SweepConfig | Literal["auto"] | None)
+    @classmethod
+    def _preset(cls, value: Any) -> Any:
+        return {"preset": "auto"} if value == "auto" else value
 
     @property
     def output_url(self) -> str:

@@ -5,9 +5,12 @@ from typing import Any, Literal, Self
 from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
 from ray_distill.config.losses import LossConfig, changes
-from ray_distill.config.section import INPUT, Section
+from ray_distill.config.section import INPUT, NOT_DECIDING, Section
 from ray_distill.config.training import TrainingConfig
 from ray_distill.redact import secrets_in
+
+#: Fields of `StudentModel` that may stand beside ``student.size``.
+SIZED_FIELDS = ("max_length", "trust_remote_code")
 
 
 class LoraSettings(Section):
@@ -83,6 +86,12 @@ class StudentModel(Section):
     arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of module:function")
     max_length: int | None = Field(None, ge=1, description="tokens kept of a text; default: the model's own limit")
     trust_remote_code: bool = False
+    chosen_by: str | None = Field(
+        None,
+        description="written by the program where student.size or student.latency_ms chose this model: what was "
+        "required and what was reached; has no effect",
+        json_schema_extra=NOT_DECIDING,
+    )
 
     @field_validator(
         "layers", mode="before", json_schema_input_type=Literal["evenly", "importance"] | list[NonNegativeInt]
@@ -179,6 +188,21 @@ class StudentConfig(Section):
     """The student, its losses and its training."""
 
     model: StudentModel = StudentModel()
+    size: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="in place of the shape of `model`: share of the teacher's parameters, embeddings and head "
+        "included, that the student has at most; layers, width and tokens follow from it",
+    )
+    latency_ms: float | None = Field(
+        None,
+        gt=0,
+        le=1e6,
+        description="in place of the shape of `model`: milliseconds, in the median, of one example of `max_length` "
+        "tokens on the machine of the command, with labels.resources.cpus threads; measured once, and kept with the "
+        "output",
+    )
     losses: dict[str, LossConfig] = Field(
         default_factory=lambda: {"soft": LossConfig(weight=0.9), "hard": LossConfig(weight=0.1)}, min_length=1
     )
@@ -200,6 +224,23 @@ class StudentConfig(Section):
         if not any(loss.ever_counts for loss in value.values()):
             raise ValueError("every loss has the weight 0, so nothing would be learnt: give one of them a weight")
         return value
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> Self:
+        """Refuse a shape beside the size that is to choose one."""
+        if self.size is not None and self.latency_ms is not None:
+            raise ValueError("size and latency_ms both choose the student's shape: give one of them")
+        if self.size is None and self.latency_ms is None:
+            return self
+        given, plain = self.model.model_dump(by_alias=True), StudentModel().model_dump(by_alias=True)
+        shaped = [name for name, value in given.items() if value != plain[name] and name not in SIZED_FIELDS]
+        if shaped:
+            by = "size" if self.size is not None else "latency_ms"
+            raise ValueError(
+                f"{by} chooses the student's shape, and model.{shaped[0]} sets it too: leave one of them out (beside "
+                f"{by}, model has {', '.join(SIZED_FIELDS)})"
+            )
+        return self
 
     @model_validator(mode="after")
     def _known_length(self) -> Self:

@@ -1,7 +1,7 @@
 """Configure the trials of a sweep, their objective and their early stopping."""
 
 import json
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -74,6 +74,11 @@ class StopConfig(Section):
 class SweepConfig(Section):
     """Students to be compared: every combination of a grid, or some of them, and trials by name."""
 
+    preset: Literal["auto"] | None = Field(
+        None,
+        description="auto: a handful of trials around the configured student, where a setting is likeliest to help, "
+        "and a rule that stops hopeless ones; `sweep: auto` is short for it",
+    )
     grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(
         default_factory=dict, description="dotted path to the values it takes; a trial is a combination"
     )
@@ -110,8 +115,8 @@ class SweepConfig(Section):
 
     @model_validator(mode="after")
     def _some(self) -> Self:
-        if not self.grid and not self.trials:
-            raise ValueError("needs a grid or trials")
+        if not self.grid and not self.trials and self.preset is None:
+            raise ValueError("needs a grid or trials, or preset: auto")
         if self.samples is not None and self.samples > self.combinations:
             raise ValueError(f"samples is {self.samples}, but the grid has {self.combinations} combinations")
         if self.count > MOST_TRIALS:

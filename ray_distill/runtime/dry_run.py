@@ -12,9 +12,11 @@ from ray_distill.config.trials import Trial
 from ray_distill.promotion.rules import in_words, limits_of
 from ray_distill.runtime.core.class_names import describe_classes
 from ray_distill.runtime.core.session import absolute, record_line
+from ray_distill.runtime.model_checks.choose_student import describe_student, sized
 from ray_distill.runtime.stages.judge import requested_corruptions
 from ray_distill.runtime.stages.preflight import preflight
 from ray_distill.runtime.sweep.check_trial_models import check_trial_models
+from ray_distill.runtime.sweep.preset import budgets, with_preset
 from ray_distill.runtime.sweep.resolve_trials import checked_trials, duplicates, labelling
 from ray_distill.snapshots.sources.resolve import describe_sources
 from ray_distill.storage import files
@@ -25,6 +27,7 @@ from ray_distill.tasks.view_kinds import chosen_kinds
 
 def plan(config: Campaign) -> list[str]:
     """Describe what `run` would do, one line per stage; run nothing."""
+    config = sized(config)
     notes = (*preflight(config, call=True), *_unmeasured(config))
     task, damages = get_task(config.task), requested_corruptions(config)
     sources = describe_sources(config.snapshot)
@@ -36,6 +39,7 @@ def plan(config: Campaign) -> list[str]:
         *_plan_writing(config),
         f"label     {config.labels.teacher.model}, {config.labels.signal.estimator}, "
         f"T {', '.join(f'{t:g}' for t in config.labels.signal.temperatures)} → {config.store_url}",
+        f"student   {describe_student(config)}",
         f"train     {', '.join(arms)}: {_workers(training)} × {training.engine} ZeRO "
         f"{training.zero_stage}, {training.precision}, {_length(training)} → {config.output_url}/students",
         f"evaluate  test split, {len(damages)} corruptions × {len(config.evaluation.severities)} severities",
@@ -47,7 +51,8 @@ def plan(config: Campaign) -> list[str]:
 
 def plan_sweep(config: Campaign) -> list[str]:
     """Describe what `sweep` would do, one line per trial; run nothing."""
-    trials, own = checked_trials(config), absolute(config)
+    config = with_preset(config if config.sweep is None or config.sweep.preset is None else sized(config))
+    trials, own = checked_trials(config), absolute(sized(config))
     notes = check_trial_models(own, trials, call=True)
     lines = [*_sweep_lines(own, trials), f"record     {record_line(own)}"]
     return [*lines, *(f"note       {note}" for note in notes)]
@@ -56,7 +61,7 @@ def plan_sweep(config: Campaign) -> list[str]:
 def _sweep_lines(config: Campaign, trials: Sequence[Trial]) -> list[str]:
     assert config.sweep is not None
     same, sets = duplicates(trials), labelling(config, trials)
-    stop = config.sweep.stop
+    stop, cost = config.sweep.stop, budgets(config, [one for one in trials if one.number not in same])
     rule = (
         "none is stopped"
         if stop is None
@@ -73,9 +78,11 @@ def _sweep_lines(config: Campaign, trials: Sequence[Trial]) -> list[str]:
         lines.insert(0, f"grid       {' × '.join(config.sweep.grid)}")
     return [
         f"label      {len(sets)} label set(s) → {', '.join(sorted(one.store_url for one in sets.values()))}",
+        f"student    {describe_student(config)}",
         *lines,
-        f"sweep      {len(trials) - len(same)} students, by {config.sweep.objective or 'what they are judged by'} "
-        f"on the validation split; {rule} → {files.join(config.output_url, 'sweep')}",
+        f"sweep      {len(trials) - len(same)} students, at most {cost:g} × the budget of the configured one, by "
+        f"{config.sweep.objective or 'what they are judged by'} on the validation split; {rule} → "
+        f"{files.join(config.output_url, 'sweep')}",
     ]
 
 

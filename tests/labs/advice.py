@@ -115,6 +115,9 @@ FOLLOWED: Mapping[str, tuple[tuple[str, str], ...]] = {
     "tests/unit/students/test_measure_start.py::test_a_damaged_measurement_is_deleted_and_measured_again": (
         ("students/measure_start.py", "delete it, and it is measured again"),
     ),
+    "tests/unit/runtime/model_checks/test_choose_student.py::test_a_latency_is_measured_once_and_kept": (
+        ("runtime/model_checks/choose_student.py", "delete it, and the student is chosen again"),
+    ),
     "advice: the student's weights: flip; evaluate refuses; restored": (
         ("models/core/checkpoint_files.py", "give the folder of one, or restore its files"),
     ),

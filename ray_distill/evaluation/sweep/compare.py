@@ -107,6 +107,32 @@ def best_of(trials: Sequence[TrialResult], objective: str, *, more_is_better: bo
     return min(able, key=lambda trial: (sign * trial.metrics[objective], trial.number)).number
 
 
+def compared_with(trials: Sequence[TrialResult], first: str, objective: str, *, more_is_better: bool) -> str:
+    """Describe which trials are better than the one of a name; empty if that has not finished.
+
+    Args:
+        trials: all of a sweep.
+        first: name of the trial that changes nothing.
+        objective: the metric by which trials are compared.
+        more_is_better: whether a higher value of it is better.
+    """
+    base = next((one for one in trials if one.name == first and one.verdict == "finished"), None)
+    if base is None:
+        return ""
+    sign, own = -1.0 if more_is_better else 1.0, base.metrics[objective]
+    found: dict[str, list[str]] = {"better": [], "not better": [], "stopped": [], "failed": []}
+    for one in (one for one in trials if one.number != base.number):
+        if one.verdict != "finished":
+            found[one.verdict].append(one.name)
+            continue
+        kind = "better" if sign * one.metrics[objective] < sign * own else "not better"
+        found[kind].append(f"{one.name} ({one.metrics[objective]:.4f})")
+    words = "; ".join(
+        f"{kind}: {', '.join(names) or 'none'}" for kind, names in found.items() if names or kind == "better"
+    )
+    return f"Tried beside the configured student ({objective} {own:.4f}): {words}."
+
+
 def paths_of(trials: Sequence[TrialResult]) -> list[str]:
     """Return everything that some trial changes, in the order of its first appearance."""
     return list(dict.fromkeys(path for trial in trials for path in trial.changes))

@@ -118,7 +118,7 @@ def _from_config(
         shape = shape_student(config, kind, folder, own=own, measured=measured)
         module = fresh(shape.config, own, task, seed)
         kind.start(module, folder, own)
-    facts = {"overrides": dict(config.overrides), **kind.facts, **shape.describe}
+    facts = {"overrides": dict(config.overrides), **kind.facts, **shape.describe, **_chosen(config)}
     return _Made(
         module=module,
         processor=shape.processor,
@@ -147,8 +147,13 @@ def _from_weights(
         processor=shape.processor,
         space=kind.space(shape.config),
         url=own.model,
-        describe={"source": config.source, "teacher": own.model, **shape.describe},
+        describe={"source": config.source, "teacher": own.model, **shape.describe, **_chosen(config)},
     )
+
+
+def _chosen(config: StudentModel) -> dict[str, str]:
+    """Return how the student was chosen, for the model card."""
+    return {} if config.chosen_by is None else {"chosen_by": config.chosen_by}
 
 
 def _from_checkpoint(config: StudentModel, kind: StudentKind) -> _Made:

@@ -6,6 +6,7 @@ The latest forecast is kept in ``<output>/state/plan.json``. A stage that has ru
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -31,11 +32,16 @@ from ray_distill.runtime.forecast.stage_forecasts import (
 )
 from ray_distill.runtime.forecast.time_stages import time_evaluation, time_training
 from ray_distill.runtime.stages.judge import requested_corruptions
+from ray_distill.runtime.sweep.preset import budgets
+from ray_distill.runtime.sweep.resolve_trials import checked_trials, duplicates
 from ray_distill.snapshots.reader import Snapshot
 from ray_distill.storage import files
 from ray_distill.storage.sealed import read_document, write_sealed
 from ray_distill.students.arms import campaign_arms
 from ray_distill.tasks.catalogue import get_task
+from ray_distill.text import duration
+
+T = TypeVar("T")
 
 #: Processes that start one after the other before the first step: the caller of Ray Train, its controller, a rank. Each
 #: is taken to start as slowly as the process that timed the steps.
@@ -53,9 +59,9 @@ class Labelled:
 
 
 def forecast_campaign(config: Campaign, opened: Snapshot, report: PlanReport, labelled: Labelled) -> PlanReport:
-    """Add the forecasts of all stages to that of labelling.
+    """Add the forecasts of all other stages to that of labelling.
 
-    A stage that cannot be timed becomes a note.
+    The student's size and the sweep's cost are added too. A stage that cannot be timed becomes a note.
     """
     names = campaign_arms(
         config, labelled=get_task(config.task).answers.is_labelled(opened.manifest.splits["train"].labelled)
@@ -63,29 +69,60 @@ def forecast_campaign(config: Campaign, opened: Snapshot, report: PlanReport, la
     stages, notes = list[StageForecast](), list[str]()
     if report.rows:
         stages.append(forecast_labelling(_label_cost(report), error=report.time_error))
-    for what, forecast in (
-        ("training", lambda: _training(config, opened, labelled, names)),
-        ("evaluation", lambda: _evaluation(config, opened, labelled.head_url, len(names))),
-    ):
-        try:
-            stages.append(_reported(what, forecast))
-        except DistillError as error:
-            notes.append(f"{what} is not in the forecast, because it could not be timed: {error}")
+    training, parameters = None, 0
+    try:
+        training, parameters = _reported("training", lambda: _training(config, opened, labelled, names))
+        stages.append(training)
+    except DistillError as error:
+        notes.append(_untimed("training", error))
+    try:
+        stages.append(_reported("evaluation", lambda: _evaluation(config, opened, labelled.head_url, len(names))))
+    except DistillError as error:
+        notes.append(_untimed("evaluation", error))
     url = files.join(config.output_url, "state", "plan.json")
     earlier = read_document(PlanReport, url, FORECAST_LOST).stages if files.exists(url) else ()
+    model = config.student.model
     found = report.with_changes(
-        stages=with_followed(stages, earlier, stage_costs(config)), notes=(*report.notes, *notes)
+        student_parameters=parameters,
+        student=model.chosen_by or f"from {model.source}{f' {model.model}' if model.model else ''}",
+        sweep=_sweep(config, training, len(names)),
+        stages=with_followed(stages, earlier, stage_costs(config)),
+        notes=(*report.notes, *notes),
     )
     write_sealed(url, found.to_dict())
     return found
 
 
-def _reported(what: str, forecast: Callable[[], StageForecast]) -> StageForecast:
+def _untimed(what: str, error: DistillError) -> str:
+    return f"{what} is not in the forecast, because it could not be timed: {error}"
+
+
+def _reported(what: str, forecast: Callable[[], T]) -> T:
     console.report(f"plan: timing a few steps of {what}")
     return forecast()
 
 
-def _training(config: Campaign, opened: Snapshot, labelled: Labelled, names: Sequence[str]) -> StageForecast:
+def _sweep(config: Campaign, training: StageForecast | None, arms: int) -> str:
+    """Return how many trials the campaign's sweep has, and what they cost at most."""
+    if config.sweep is None:
+        return ""
+    trials = checked_trials(config)
+    same = duplicates(trials)
+    found = budgets(config, [trial for trial in trials if trial.number not in same])
+    words = f"{len(trials)} trials, at most {found:g} × the budget of one student"
+    if training is None:
+        return words
+    share = found / arms
+    return (
+        f"{words}, beside the campaign: up to {duration(share * training.high)} and "
+        f"{share * training.money:.3g} {config.cost.currency}, if all its students are like the configured one"
+    )
+
+
+def _training(
+    config: Campaign, opened: Snapshot, labelled: Labelled, names: Sequence[str]
+) -> tuple[StageForecast, int]:
+    """Return the forecast of training, and the student's parameters."""
     training, splits, began = config.student.training, opened.manifest.splits, time.monotonic()
     times = on_cluster(
         time_training,
@@ -105,13 +142,14 @@ def _training(config: Campaign, opened: Snapshot, labelled: Labelled, names: Seq
         validation_rows=splits["validation"].rows,
         student_bytes=times.student_bytes,
     )
-    return forecast_training(
+    found = forecast_training(
         with_settled(config, opened.manifest),
         times.timed.arms,
         size,
         once=times.opened_seconds + STARTS * started,
         memory_gib=times.timed.memory_gib,
     )
+    return found, times.parameters
 
 
 def examples_an_epoch(config: Campaign, opened: Snapshot) -> int:

@@ -34,10 +34,13 @@ from ray_distill.runtime.forecast.rehearsal import Rehearsed, rehearse
 from ray_distill.runtime.labelling.bounded_task import run_teacher_task, teacher_facts
 from ray_distill.runtime.labelling.calibrate_store import CALIBRATION_ROWS
 from ray_distill.runtime.labelling.identify_teacher import make_manifest
+from ray_distill.runtime.model_checks.choose_student import sized
 from ray_distill.runtime.stages.kept_results import keep_calibration, kept_calibration
 from ray_distill.runtime.stages.label import head_of
 from ray_distill.runtime.stages.preflight import names_student, preflight
 from ray_distill.runtime.stages.snapshot import freeze, open_for
+from ray_distill.runtime.sweep.preset import with_preset
+from ray_distill.runtime.sweep.resolve_trials import checked_trials
 from ray_distill.snapshots.labelled_rows import labelled_rows
 from ray_distill.snapshots.reader import Snapshot
 from ray_distill.storage import files
@@ -64,6 +67,9 @@ def plan(config: Campaign) -> PlanReport:
         LabelError: none of the probed rows can be labelled.
         ClusterError: the actors do not fit the cluster, or a part of the probe failed.
     """
+    config = with_preset(sized(config))
+    if config.sweep is not None:
+        checked_trials(config)
     preflight(config, student=names_student(config))
     with working(config):
         config = with_teacher_names(absolute(config))

@@ -58,6 +58,12 @@ class PlanReport(Artifact):
     ranks: dict[str, dict[str, int]] = {}
     """Principal components that keep a share of a layer's variance, by layer and share; also ``width``."""
     break_even: Breakeven | None = None
+    student_parameters: int = 0
+    """Parameters of the student; 0 where it was not made."""
+    student: str = ""
+    """Source of its weights; what chose its shape, and what was reached."""
+    sweep: str = ""
+    """Trials of the campaign's sweep and their cost; empty without one."""
     stages: tuple[StageForecast, ...] = ()
     """Forecasts of the stages, each beside what followed."""
     notes: tuple[str, ...] = ()

@@ -15,6 +15,7 @@ from ray_distill.labels.model import rowids
 from ray_distill.labels.model.signal import Signal, concat_signals, signal_of
 from ray_distill.labels.store.label_store import LabelStore, open_store
 from ray_distill.labels.store.reader import read_hidden, read_labels
+from ray_distill.models.core.fingerprint import count_parameters
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
 from ray_distill.models.students.build import build_student
@@ -49,6 +50,8 @@ class TrainingTimes:
     seconds: float
     """Seconds of the whole task, without the start of its process."""
     student_bytes: int
+    parameters: int
+    """Of the student, as it is trained."""
 
 
 def time_training(
@@ -82,7 +85,13 @@ def time_training(
     seconds = time.perf_counter() - start
     timed = time_arms(config, arms, data, model=model, manifest=manifest, seconds=config.plan.seconds / 4)
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.module.state_dict().values())
-    return TrainingTimes(timed=timed, opened_seconds=seconds, seconds=time.perf_counter() - start, student_bytes=size)
+    return TrainingTimes(
+        timed=timed,
+        opened_seconds=seconds,
+        seconds=time.perf_counter() - start,
+        student_bytes=size,
+        parameters=count_parameters(model.module),
+    )
 
 
 def _student(config: Campaign, classes: tuple[str, ...], snapshot: Snapshot) -> Model:

@@ -70,6 +70,26 @@ def check_shape(config: Campaign) -> None:
         )
 
 
+def count_parameters_of(config: Campaign, classes: tuple[str, ...]) -> int:
+    """Count the parameters of the campaign's student; only a function's model is made.
+
+    Measurements that training will make are replaced by stand-ins: of a share of the tokens all are counted.
+
+    Args:
+        config: the campaign.
+        classes: names of the classes.
+
+    Raises:
+        ConfigError, ModelError, StorageError: as `build_student`.
+    """
+    own, model, teacher = get_task(config.task), config.student.model, config.labels.teacher
+    if model.source == "module":
+        found = build_student(model, task=config.task, classes=classes, teacher=teacher, seed=config.seed)
+        return count_parameters(found.module)
+    kind = own.answers.model.student(model, task=own, classes=classes, width=None, teacher=teacher, seed=config.seed)
+    return _parameters(config, kind)
+
+
 def _is_small(config: Campaign) -> bool:
     """Return whether the student is small, whatever its config has."""
     model = config.student.model

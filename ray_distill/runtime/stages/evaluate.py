@@ -349,6 +349,7 @@ def _drift(session: Session) -> DriftReport | None:
 def _provenance(session: Session, report: EvalReport, curves: Sequence[ArmCurve]) -> dict[str, str]:
     labels, labelled = report.student.labels, session.last("label")
     views = None if labelled is None else labelled["result"].get("views")
+    chosen_by = session.config.student.model.chosen_by
     return {
         "configuration": session.config.fingerprint,
         "snapshot": f"{labels.snapshot.fingerprint} at {labels.snapshot.url}",
@@ -357,5 +358,6 @@ def _provenance(session: Session, report: EvalReport, curves: Sequence[ArmCurve]
         "rows": "; ".join(map(rows_of, curves)),
         **({"views": views_in_words(views)} if views else {}),
         "student": f"{report.student.fingerprint} at {report.student.url}",
+        **({} if chosen_by is None else {"student chosen by": chosen_by}),
         "evaluation": f"{report.fingerprint} at {report.url}",
     }

@@ -20,6 +20,10 @@ from ray_distill.runtime.sweep.resolve_trials import labelling
 from ray_distill.storage import files
 from ray_distill.storage.scratch import Scratch
 
+RATES = "student.training.learning_rate"
+#: Settings of which a trial has the model that they choose.
+_SIZES = ("student.size", "student.latency_ms")
+
 
 def publish(session: Session, result: SweepResult, trials: Mapping[int, Trial], facts: Mapping[str, str]) -> None:
     """Write tables, figures and page below ``result.url``, and record them on the sweep's run.
@@ -75,8 +79,9 @@ def varied(result: SweepResult, trials: Mapping[int, Trial]) -> dict[str, Sequen
     """
     rows = list[dict[str, Any]]()
     for trial in result.own:
-        config = trials[trial.number].config
-        changed = {path: value_at(config, path) for path in paths_of(result.trials)}
+        one = trials[trial.number]
+        # A size that a trial sets is a model in its configuration.
+        changed = {path: one.changes.get(path, value_at(one.config, path)) for path in paths_of(result.trials)}
         leaves = (pair for path, item in changed.items() for pair in leaves_of({path: item}).items())
         rows.append(redacted({path: value for path, value in leaves if value != {}}))
     found = {path: [row.get(path) for row in rows] for path in dict.fromkeys(path for row in rows for path in row)}
@@ -84,12 +89,22 @@ def varied(result: SweepResult, trials: Mapping[int, Trial]) -> dict[str, Sequen
 
 
 def best_campaign(base: Campaign, trials: Sequence[Trial], best: int) -> str:
-    """Return the best trial as a campaign's YAML: the sweep's files, one student, all stages."""
+    """Return the best trial as a campaign's YAML: the sweep's files, one student, all stages.
+
+    Where trials differ in their learning rates, it has all of these: each arm then keeps its best on validation, the
+    baselines too, so that the student is not the only one that is tuned.
+    """
     trial = trials[best - 1]
     value = base.model_dump(mode="json", by_alias=True, exclude={"sweep"}, exclude_unset=True)
     for path, item in trial.changes.items():
         if path != "seed":
             put(value, path, item)
+    sized = [path for path in _SIZES if path in trial.changes]
+    if sized:
+        _put_model(value, trial.config)
+    rates = _rates(trial, trials)
+    if rates:
+        put(value, RATES, rates)
     shown = redacted(value)
     removed = shown != json.loads(json.dumps(value))
     value = shown
@@ -98,6 +113,25 @@ def best_campaign(base: Campaign, trials: Sequence[Trial], best: int) -> str:
         f"# Trial {trial.number} of the sweep of {base.campaign}: {trial.name}. The seed is the campaign's: it "
         "decides the snapshot too.\n"
     )
+    if rates:
+        heading += "# Each arm, baselines included, tries all rates of the sweep, and keeps its best one.\n"
     if removed:
         heading += "# Put back the secrets for which … stands: passwords, keys and signatures are not written.\n"
     return heading + yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+
+
+def _rates(best: Trial, trials: Sequence[Trial]) -> list[float]:
+    """Return the rates of all trials, ascending.
+
+    It is empty where they are those of the best trial, or where its arms try rates of their own.
+    """
+    given = {rate for trial in trials for rate in trial.config.student.training.learning_rate}
+    own = best.config.student.training.learning_rate
+    return sorted(given) if own and given != set(own) else []
+
+
+def _put_model(value: dict[str, Any], config: Campaign) -> None:
+    """Put the model that a size chose into a campaign's plain values, in place of the size."""
+    model = config.student.model.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    student = {name: item for name, item in value["student"].items() if name not in ("size", "latency_ms")}
+    value["student"] = {**student, "model": {"from": config.student.model.source, **model}}

@@ -10,7 +10,7 @@ from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign
 from ray_distill.config.identity import identity
 from ray_distill.config.trials import Trial, WrongTrials, expand
-from ray_distill.errors import ConfigError, TeacherRefused
+from ray_distill.errors import ConfigError, ModelError, TeacherRefused
 from ray_distill.evaluation.measures.intervals import Floats
 from ray_distill.evaluation.sweep.compare import TrialResult
 from ray_distill.fingerprint import fingerprint
@@ -18,6 +18,7 @@ from ray_distill.models.core.checkpoint_files import read_facts
 from ray_distill.redact import redacted
 from ray_distill.runtime.core.class_names import with_teacher_names
 from ray_distill.runtime.core.session import absolute
+from ray_distill.runtime.model_checks.choose_student import sized
 from ray_distill.runtime.stages.preflight import check, unknown_objective
 from ray_distill.runtime.sweep.trial_worker import STOPPED, PlannedTrial, StoppedTrial, read_marker
 from ray_distill.runtime.training.label_mixture import mixed_labels
@@ -44,18 +45,20 @@ def checked_trials(config: Campaign) -> tuple[Trial, ...]:
     """
     trials, wrong = [], WrongTrials()
     for trial in expand(config):
-        trials.append(replace(trial, config=with_teacher_names(absolute(trial.config))))
+        own = with_teacher_names(absolute(trial.config))
         try:
-            check(trial.config)
-        except (ConfigError, TeacherRefused) as error:
+            own = sized(own)
+            check(own)
+        except (ConfigError, ModelError, TeacherRefused) as error:
             wrong.add(trial.name, error)
+        trials.append(replace(trial, config=own))
         rates = trial.config.student.training.learning_rate
-        if config.sweep is not None and config.sweep.stop is not None and len(rates) != 1:
+        if config.sweep is not None and config.sweep.stop is not None and len(rates) > 1:
             wrong.add(
                 trial.name,
                 ConfigError(
                     "student.training.learning_rate: a trial that may be stopped has one rate, found "
-                    f"{len(rates) or 'auto'}: give one, or sweep over several"
+                    f"{len(rates)}: give one or auto, or sweep over several"
                 ),
             )
     wrong.refuse(len(trials), unknown_objective(config))

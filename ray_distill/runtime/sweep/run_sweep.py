@@ -17,7 +17,7 @@ from ray_distill.errors import DistillError, TrainingError
 from ray_distill.evaluation.measures.cost import SECONDS_AN_HOUR, stage_cost, stage_metrics
 from ray_distill.evaluation.measures.efficiency import busy_note
 from ray_distill.evaluation.measures.intervals import wilson
-from ray_distill.evaluation.sweep.compare import SweepResult, TrialResult, best_of, mark_frontier
+from ray_distill.evaluation.sweep.compare import SweepResult, TrialResult, best_of, compared_with, mark_frontier
 from ray_distill.fingerprint import fingerprint
 from ray_distill.models.core.checkpoint_files import is_saved
 from ray_distill.models.heads.fit_head import fitted_rows_url
@@ -27,6 +27,7 @@ from ray_distill.runtime.core.connection import on_cluster
 from ray_distill.runtime.core.session import Session, parent_key
 from ray_distill.runtime.stages import label
 from ray_distill.runtime.sweep import publish
+from ray_distill.runtime.sweep.preset import AS_CONFIGURED
 from ray_distill.runtime.sweep.resolve_trials import (
     duplicates,
     judged_rows,
@@ -255,6 +256,8 @@ def _compare(found: Sweep, outcomes: Mapping[str, TrialResult], runs: TrialRuns)
                 best=one.trial.number == best,
                 on_frontier=marked[one.trial.number - 1].on_frontier,
             )
+    if tried := compared_with(marked, AS_CONFIGURED, found.metric, more_is_better=better):
+        notes.insert(0, tried)
     failed = [trial.number for trial in marked if trial.verdict == "failed"]
     if failed:
         notes.append(

@@ -13,6 +13,8 @@ from ray_distill.errors import DistillError
 if TYPE_CHECKING:
     from ray_distill.runtime.training.prometheus import TrainingGauges
 
+#: Part of the name of a short run that tries a learning rate.
+PROBE = "/probe-"
 #: Called on the first rank with the step and the metrics of each validation; True = stop.
 OnValidation = Callable[[int, Mapping[str, float]], bool]
 
@@ -96,7 +98,7 @@ class RankReporter:
 
     Args:
         gauges: set at every step; for the first rank.
-        on_validation: called after each validation; for the first rank.
+        on_validation: called after each validation, except those of short runs that try a rate; for the first rank.
         notices: whether Ray Train runs this rank, and can give preemption notices.
     """
 
@@ -115,7 +117,7 @@ class RankReporter:
         """Set the gauges; after a validation, call ``on_validation`` for whether to stop."""
         if self._gauges is not None:
             self._gauges.step(arm, step, values)
-        if self._on_validation is not None and "epoch" in values and not self._stop:
+        if self._on_validation is not None and "epoch" in values and not self._stop and PROBE not in arm:
             self._stop = self._on_validation(step, values)
 
     def checkpoint(self, value: Mapping[str, Any]) -> None:

@@ -210,7 +210,8 @@ def test_a_dry_run_says_what_it_would_do_and_changes_nothing(
     config = _write(tmp_path)
     assert cli.main([command, config, "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["snapshot", "label", "train", "evaluate", "promote", "record"]
+    stages = ["snapshot", "label", "student", "train", "evaluate", "promote", "record"]
+    assert [line.split()[0] for line in lines] == stages
     assert cli.main([command, config, "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["plan"] == lines
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.yaml", "rows.jsonl"]

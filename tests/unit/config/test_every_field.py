@@ -125,6 +125,7 @@ _COLUMNS = {
 _NAMES = _COLUMNS | {
     *("task", "sweep.trials.0.name"),
     *("labels.teacher.engine", "labels.teacher.device", "labels.signal.encoding", "student.training.compile"),
+    "student.model.chosen_by",
 }
 _PATHS = {
     *("output", "labels.store", "labels.teacher.model", "student.model.model", "student.ceiling"),

@@ -158,6 +158,7 @@ def test_the_places_and_resources_of_a_campaign_do_not_decide(config: Campaign) 
         "sequences.max_bad_fraction",
         "labels.store",
         "labels.max_bad_fraction",
+        "student.model.chosen_by",
         "labels.teacher.vllm.python",
         "labels.teacher.vllm.gpu_memory_utilization",
         "labels.resources.actors",

@@ -293,6 +293,52 @@ def test_the_best_trial_is_a_campaign_of_its_own(tmp_path: Path) -> None:
     assert found.snapshot == config.snapshot
 
 
+def test_the_best_campaign_tries_the_rates_of_the_sweep_in_every_arm(tmp_path: Path) -> None:
+    """Baselines are tuned over what the student was tuned over; where one rate is given, or auto, that stays."""
+    config = _config(tmp_path, sweep={"grid": {RATE: [1e-2, 1e-3], "student.training.warmup": [0, 0.1]}})
+    text = best_campaign(config, planning.checked_trials(config), 2)
+    found = parse_config(yaml.safe_load(text))
+    assert found.student.training.learning_rate == (1e-3, 1e-2) and found.student.training.warmup == 0.1
+    assert "# Each arm, baselines included, tries all rates of the sweep" in text
+    for given, rates in ((1e-3, (1e-3,)), ("auto", ())):
+        grid = {"student.training.warmup": [0, 0.1]}
+        config = _config(tmp_path, student={"training": {"learning_rate": given}}, sweep={"grid": grid})
+        text = best_campaign(config, planning.checked_trials(config), 2)
+        assert parse_config(yaml.safe_load(text)).student.training.learning_rate == rates
+        assert "Each arm" not in text
+
+
+def test_sizes_may_be_swept_over(tmp_path: Path) -> None:
+    """Each trial has the model of its size, the page shows the size, and the best campaign has the model."""
+    shape = {"num_hidden_layers": 6, "num_attention_heads": 4}
+    write_tiny_text_model(tmp_path / "teacher", ("a", "b"), 0, **shape)
+    config = _config(
+        tmp_path, labels={"teacher": {"model": str(tmp_path / "teacher")}}, sweep={"grid": {"student.size": [0.9, 0.6]}}
+    )
+    trials = planning.checked_trials(config)
+    models = [trial.config.student.model for trial in trials]
+    assert [(model.source, model.keep) for model in models] == [("teacher_layers", 5), ("teacher_layers", 3)]
+    results = tuple(
+        TrialResult(number=trial.number, name=trial.name, verdict="finished", changes=dict(trial.changes))
+        for trial in trials
+    )
+    sweep = SweepResult(url="", objective="o", more_is_better=True, trials=results, best=1, validation_rows=1)
+    assert varied(sweep, {trial.number: trial for trial in trials}) == {"student.size": [0.9, 0.6]}
+    best = parse_config(yaml.safe_load(best_campaign(config, trials, 2)))
+    assert best.student == best.student.model_copy(update={"model": models[1], "size": None})
+    shown = [line for line in plan_sweep(config) if line.startswith(("student", "trial", "sweep"))]
+    assert shown[1:3] == ["trial    1 size=0.9", "trial    2 size=0.6"] and "2 students, at most 2 ×" in shown[3]
+
+
+def test_a_size_that_is_not_reached_is_a_mistake_of_its_trial(tmp_path: Path) -> None:
+    """With the sizes that there are."""
+    write_tiny_text_model(tmp_path / "teacher", ("a", "b"), 0)
+    teacher = {"teacher": {"model": str(tmp_path / "teacher")}}
+    config = _config(tmp_path, labels=teacher, sweep={"grid": {"student.size": [0.9, 0.001]}})
+    with pytest.raises(ConfigError, match=r"1 of 2 trials .*\n  student\.size: .*set student\.size to .*'size=0\.001'"):
+        planning.checked_trials(config)
+
+
 def test_a_section_that_trials_replace_is_shown_by_what_differs(tmp_path: Path) -> None:
     """The figure has an axis a value, and none for the section, or for what all trials share."""
     models = [{"from": "config", "overrides": {"num_hidden_layers": 1}}, {"from": "teacher_layers", "keep": 1}]
@@ -339,14 +385,14 @@ def test_a_dry_run_lists_the_trials_and_changes_nothing(tmp_path: Path, capsys: 
     assert cli.main(["sweep", str(tmp_path / "c.yaml"), "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"label      1 label set(s) → {tmp_path}/out/labels"
-    assert lines[1] == f"grid       {RATE}"
-    assert lines[2:5] == [
+    assert lines[1].startswith("student    from module ") and lines[2] == f"grid       {RATE}"
+    assert lines[3:6] == [
         f"trial    1 named: {RATE}=0.001",
         "trial    2 learning_rate=0.001 (as trial 1: trained once)",
         "trial    3 learning_rate=0.01",
     ]
-    assert "2 students" in lines[5]
-    assert "at 1, 2 epochs the best 33% go on" in lines[5]
+    assert "2 students, at most 2 × the budget" in lines[6]
+    assert "at 1, 2 epochs the best 33% go on" in lines[6]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.yaml", "rows.jsonl"]
 
 

@@ -111,6 +111,8 @@ def test_a_trial_goes_on_at_a_rung_that_it_passes_and_stops_at_one_that_it_fails
         )
         judge = RungJudge(planned, coordinator)
         reporter = RankReporter(on_validation=judge.validated)
+        # Short runs that try a rate are not judged, however many passes they have.
+        reporter.metrics("student/probe-0.01", 9, {"loss": 1.0, "epoch": 3.0, "validation_nll": 0.1})
         reporter.metrics("student", 1, {"loss": 1.0})
         reporter.metrics("student", 2, {"loss": 1.0, "epoch": 0.5, "validation_nll": loss})
         assert not reporter.should_stop() and not reporter.should_save()

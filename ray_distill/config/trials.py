@@ -8,10 +8,13 @@ from typing import Any
 
 from ray_distill.config.campaign import Campaign
 from ray_distill.config.load import parse_config, put
+from ray_distill.config.student import SIZED_FIELDS
 from ray_distill.config.sweep import SweepConfig
 from ray_distill.errors import ConfigError
 from ray_distill.redact import redact, redacted
 
+#: Settings that choose a model.
+SIZES = ("student.size", "student.latency_ms")
 #: Longest name of a trial.
 NAME_LENGTH = 100
 
@@ -90,9 +93,19 @@ def value_at(config: Campaign, path: str) -> Any:
 
 def _apply(config: Campaign, changes: Mapping[str, Any]) -> Campaign:
     value = config.model_dump(mode="json", by_alias=True, exclude={"sweep"})
+    if config.student.model.chosen_by is not None:
+        value["student"]["model"] = _without_choice(value["student"]["model"], changes)
     for path, item in changes.items():
         put(value, path, item)
     return parse_config(value)
+
+
+def _without_choice(model: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model that a size chose, without what a trial replaces: its shape, or its facts."""
+    if any(path in SIZES for path in changes):
+        return {name: model[name] for name in SIZED_FIELDS}
+    changed = any(path.startswith("student.model") for path in changes)
+    return {**model, "chosen_by": None} if changed else model
 
 
 def _changes(sweep: SweepConfig, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -183,9 +183,8 @@ def sweep(config: Campaign) -> SweepResult:
         DistillError: the teacher cannot be used; no trial has started.
         TrainingError: every trial has failed.
     """
-    config = with_preset(config if config.sweep is None or config.sweep.preset is None else sized(config))
+    config = with_preset(_sized(config))
     trials = checked_trials(config)
-    config = sized(config)
     _report(check_trial_models(absolute(config), trials))
     with open_session(config, sweep=True) as session:
         frozen = _snapshot(session)

@@ -51,8 +51,8 @@ def plan(config: Campaign) -> list[str]:
 
 def plan_sweep(config: Campaign) -> list[str]:
     """Describe what `sweep` would do, one line per trial; run nothing."""
-    config = with_preset(config if config.sweep is None or config.sweep.preset is None else sized(config))
-    trials, own = checked_trials(config), absolute(sized(config))
+    config = with_preset(sized(config))
+    trials, own = checked_trials(config), absolute(config)
     notes = check_trial_models(own, trials, call=True)
     lines = [*_sweep_lines(own, trials), f"record     {record_line(own)}"]
     return [*lines, *(f"note       {note}" for note in notes)]

@@ -9,7 +9,7 @@ import yaml
 
 from ray_distill.config import Campaign
 from ray_distill.config.load import put
-from ray_distill.config.trials import Trial, leaves_of, value_at
+from ray_distill.config.trials import SIZES, Trial, leaves_of, value_at
 from ray_distill.evaluation.report.plots import figure_png
 from ray_distill.evaluation.sweep.compare import SweepResult, paths_of, to_csv
 from ray_distill.evaluation.sweep.html import markdown, render_sweep
@@ -20,9 +20,7 @@ from ray_distill.runtime.sweep.resolve_trials import labelling
 from ray_distill.storage import files
 from ray_distill.storage.scratch import Scratch
 
-RATES = "student.training.learning_rate"
-#: Settings of which a trial has the model that they choose.
-_SIZES = ("student.size", "student.latency_ms")
+LOSSES, RATES = "student.losses", "student.training.learning_rate"
 
 
 def publish(session: Session, result: SweepResult, trials: Mapping[int, Trial], facts: Mapping[str, str]) -> None:
@@ -99,9 +97,12 @@ def best_campaign(base: Campaign, trials: Sequence[Trial], best: int) -> str:
     for path, item in trial.changes.items():
         if path != "seed":
             put(value, path, item)
-    sized = [path for path in _SIZES if path in trial.changes]
-    if sized:
+    if base.student.model.chosen_by is not None or any(path in SIZES for path in trial.changes):
         _put_model(value, trial.config)
+    if any(path.startswith(f"{LOSSES}.") for path in trial.changes):
+        # Losses that are not given are defaults, which one loss alone would replace.
+        losses = trial.config.student.losses.items()
+        put(value, LOSSES, {name: loss.model_dump(mode="json", by_alias=True) for name, loss in losses})
     rates = _rates(trial, trials)
     if rates:
         put(value, RATES, rates)
@@ -131,7 +132,7 @@ def _rates(best: Trial, trials: Sequence[Trial]) -> list[float]:
 
 
 def _put_model(value: dict[str, Any], config: Campaign) -> None:
-    """Put the model that a size chose into a campaign's plain values, in place of the size."""
+    """Put a trial's model into a campaign's plain values, in place of a size."""
     model = config.student.model.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     student = {name: item for name, item in value["student"].items() if name not in ("size", "latency_ms")}
     value["student"] = {**student, "model": {"from": config.student.model.source, **model}}

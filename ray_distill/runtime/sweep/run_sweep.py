@@ -150,7 +150,9 @@ def _planned(
     trial = replace(trial, config=trial.config.model_copy(update={"labels": variants[name].labels}))
     job = plan_of(trial, labels[name], session.url("sweep", "trials"), fitted[name])
     better = more_is_better(session.config.task, metric)
-    return PlannedTrial(trial=trial, job=job, metric=metric, higher_is_better=better, rule=rule)
+    return PlannedTrial(
+        trial=trial, job=job, metric=metric, higher_is_better=better, rule=rule, to_the_end=trial.name == AS_CONFIGURED
+    )
 
 
 def _train(found: Sweep, runs: TrialRuns) -> dict[str, TrialResult]:

@@ -38,6 +38,8 @@ class PlannedTrial:
     higher_is_better: bool
     rule: str | None = None
     """Fingerprint of the rule that may stop the trial; None = no rule."""
+    to_the_end: bool = False
+    """Whether the trial only sets the rungs for others: it is what they are compared with."""
 
     @property
     def key(self) -> str:
@@ -87,7 +89,7 @@ class RungJudge:
         if not found:
             return False
         last = found[-1]
-        if not last.goes_on:
+        if not last.goes_on and not self._planned.to_the_end:
             self._stopped = StoppedTrial(
                 rule=self._planned.rule,
                 passed=tuple(self._passed.items()),

@@ -4,13 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from ray_distill.config import Campaign, parse_config
+from ray_distill.config.identity import identity
 from ray_distill.errors import ConfigError
 from ray_distill.evaluation.sweep.compare import TrialResult, compared_with
-from ray_distill.runtime.core.session import parent_key
+from ray_distill.runtime.core.session import absolute, parent_key
 from ray_distill.runtime.dry_run import plan_sweep
+from ray_distill.runtime.model_checks.choose_student import sized
 from ray_distill.runtime.sweep.preset import AS_CONFIGURED, MOST, budgets, with_preset
+from ray_distill.runtime.sweep.publish import RATES, best_campaign
 from ray_distill.runtime.sweep.resolve_trials import checked_trials, duplicates
 from ray_distill.testing.models import write_tiny_text_model
 
@@ -29,7 +33,9 @@ def _config(folder: Path, *, sweep: Any = "auto", labels: Any = None, **student:
         "output": str(folder / "out"),
         "snapshot": {"source": str(folder / "rows.jsonl"), "columns": {"label": "label"}},
         "labels": {"teacher": {"model": str(folder / "teacher")}, "signal": {"temperatures": [1]}, **(labels or {})},
-        "student": {"losses": LOSSES, "training": training, **student},
+        "student": {
+            name: item for name, item in {"losses": LOSSES, "training": training, **student}.items() if item is not None
+        },
         "tracking": {"enabled": False},
         "sweep": sweep,
     }
@@ -110,6 +116,28 @@ def test_a_dry_run_states_its_cost_before(tmp_path: Path) -> None:
         "5 students, at most 5 × the budget of the configured one" in total and "at 6, 12 epochs the best 50%" in total
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_the_best_trial_is_the_campaign_that_is_written(tmp_path: Path) -> None:
+    """Whichever it is: the student has its losses, also those that the file leaves to their defaults, and its model."""
+    config = with_preset(
+        sized(
+            _config(
+                tmp_path,
+                labels={"signal": {"temperatures": [1, 2]}, "hidden": {"layers": [-1]}},
+                losses=None,
+                training={"learning_rate": 1e-3, "epochs": 8},
+                size=0.6,
+            )
+        )
+    )
+    trials = checked_trials(absolute(config))
+    assert len(trials) == MOST
+    for trial in trials:
+        found = parse_config(yaml.safe_load(best_campaign(absolute(config), trials, trial.number))).student
+        rates = {"learning_rate": tuple(sorted({1e-3, *(one.changes.get(RATES, 1e-3) for one in trials)}))}
+        training = trial.config.student.training.model_copy(update=rates)
+        assert identity(found) == identity(trial.config.student.model_copy(update={"training": training})), trial.name
 
 
 def test_mistakes_of_the_campaign_are_those_of_its_first_trial(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import yaml
 
 from ray_distill import cli
 from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
-from ray_distill.config import Campaign, TeacherConfig, parse_config
+from ray_distill.config import Campaign, SweepConfig, TeacherConfig, parse_config
 from ray_distill.config.trials import expand
 from ray_distill.errors import ConfigError, TeacherRefused, TrainingError
 from ray_distill.evaluation.sweep.compare import SweepResult, TrialResult
@@ -18,6 +18,7 @@ from ray_distill.models.io.load import load_model
 from ray_distill.models.io.save import save_model
 from ray_distill.runtime.core.session import absolute, parent_key
 from ray_distill.runtime.dry_run import plan_sweep
+from ray_distill.runtime.model_checks.choose_student import sized
 from ray_distill.runtime.sweep import check_trial_models as check_trial_models_module
 from ray_distill.runtime.sweep import resolve_trials as planning
 from ray_distill.runtime.sweep.check_trial_models import check_trial_models
@@ -326,6 +327,12 @@ def test_sizes_may_be_swept_over(tmp_path: Path) -> None:
     assert varied(sweep, {trial.number: trial for trial in trials}) == {"student.size": [0.9, 0.6]}
     best = parse_config(yaml.safe_load(best_campaign(config, trials, 2)))
     assert best.student == best.student.model_copy(update={"model": models[1], "size": None})
+    based = sized(parse_config(config.model_dump(mode="json", by_alias=True) | {"student": {"size": 0.4}}))
+    assert [trial.config.student.model for trial in planning.checked_trials(based)] == models
+    assert parse_config(yaml.safe_load(best_campaign(based, trials, 2))).student == best.student
+    keep = {"trials": [{"name": "x", "set": {"student.model.keep": 4}}]}
+    (deeper,) = planning.checked_trials(based.model_copy(update={"sweep": SweepConfig.model_validate(keep)}))
+    assert (deeper.config.student.model.keep, deeper.config.student.model.chosen_by) == (4, None)
     shown = [line for line in plan_sweep(config) if line.startswith(("student", "trial", "sweep"))]
     assert shown[1:3] == ["trial    1 size=0.9", "trial    2 size=0.6"] and "2 students, at most 2 ×" in shown[3]
 

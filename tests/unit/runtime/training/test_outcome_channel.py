@@ -98,16 +98,18 @@ def test_a_run_that_its_reporter_stops_is_recorded_before_that_is_sent() -> None
 
 @pytest.mark.usefixtures("here")
 def test_a_trial_goes_on_at_a_rung_that_it_passes_and_stops_at_one_that_it_fails(tmp_path: Path) -> None:
-    """The first at a rung passes; a worse one after it stops, with what it had. Both are known to a later command."""
+    """The first at a rung passes; a worse one after it stops, with what it had, unless it is what others are compared
+    with. All are known to a later command."""
     coordinator = CoordinatorHandle(_Local(Coordinator((1.0, 2.0), 0.5, {})))
     stops = []
-    for name, loss in (("good", 0.5), ("bad", 0.9)):
+    for name, loss in (("good", 0.5), ("bad", 0.9), ("compared with", 0.95)):
         planned = PlannedTrial(
             trial=None,  # type: ignore[arg-type]
             job=SimpleNamespace(output=str(tmp_path / name)),  # type: ignore[arg-type]
             metric="validation_nll",
             higher_is_better=False,
             rule="r",
+            to_the_end=name == "compared with",
         )
         judge = RungJudge(planned, coordinator)
         reporter = RankReporter(on_validation=judge.validated)
@@ -120,7 +122,8 @@ def test_a_trial_goes_on_at_a_rung_that_it_passes_and_stops_at_one_that_it_fails
         stops.append(reporter.should_stop())
         if stops[-1]:
             judge.record_stop()
-    assert stops == [False, True]
+    assert stops == [False, True, False]
+    assert known_rungs(str(tmp_path / "compared with"), "r") == {1.0: 0.95}
     assert known_rungs(str(tmp_path / "good"), "r") == {1.0: 0.5}
     assert known_rungs(str(tmp_path / "bad"), "r") == {1.0: 0.9} and known_rungs(str(tmp_path / "bad"), "other") == {}
     stopped = files.read_json(str(tmp_path / "bad" / STOPPED))

@@ -62,7 +62,10 @@ class StudentModel(Section):
         "greatest activations on calibration rows; or give sizes as overrides",
     )
     keep: int | None = Field(
-        None, ge=1, description="teacher_layers: how many layers to copy; teacher_width: likewise, default: all"
+        None,
+        ge=0,
+        description="teacher_layers: how many layers to copy; 0 = the mean of the tokens' embeddings, where the "
+        "teacher's head has pool: mean; teacher_width: likewise, default: all",
     )
     layers: Literal["evenly", "importance"] | tuple[NonNegativeInt, ...] = Field(
         "evenly",
@@ -139,8 +142,8 @@ class StudentModel(Section):
             raise ValueError(
                 "layers goes with from: teacher_layers or teacher_width, and keep_encoder with layers: evenly"
             )
-        if self.layers == "importance" and self.keep is None:
-            raise ValueError("layers: importance needs `keep`")
+        if self.layers == "importance" and not self.keep:
+            raise ValueError("layers: importance needs `keep`, of 1 or more")
         if not isinstance(self.layers, str) and list(self.layers) != sorted(set(self.layers)):
             raise ValueError(f"layers {list(self.layers)}: give indices that rise, each once, e.g. [0, 3, 5]")
         if not isinstance(self.layers, str) and self.keep not in (None, len(self.layers)):

@@ -93,6 +93,15 @@ DATA: Mapping[str, Data] = {
         model={"from": "teacher_layers", "keep": 1, "max_length": 64},
         seed=newsgroups.SEED,
     ),
+    "newsgroups-words": Data(
+        task="text_classification",
+        prepare=newsgroups.prepare,
+        columns={"text": "text", "label": "group"},
+        splits=newsgroups.SPLIT_SHARES.model_dump(),
+        teacher={"model": "minilm", "head": {"pool": "mean"}, "max_length": 128},
+        model={"from": "teacher_layers", "keep": 0},
+        seed=newsgroups.SEED,
+    ),
 }
 
 #: By name the settings in whose place a default is: what trained students before, or a part that is left out.

@@ -31,6 +31,7 @@ from ray_distill.models.core.model import Factory, Model, ModelParts
 from ray_distill.models.core.module_function import call_factory, check_annotated, is_factory, takes
 from ray_distill.models.core.row_classes import named
 from ray_distill.models.heads.fit_head import attach_head
+from ray_distill.models.heads.pooled import is_pooled, read_pooled
 from ray_distill.models.text.tokenizer_match import language_of, speaking
 from ray_distill.tasks.catalogue import get_task
 from ray_distill.tasks.inputs.modality import Processor
@@ -178,18 +179,17 @@ def read_module(
     """
     file = gguf_file(folder)
     source = {"gguf_file": file} if file else {"use_safetensors": True}
+    settings = {"local_files_only": True, "dtype": dtype, **source, "ignore_mismatched_sizes": True, **options}
+    own = None if file else read_config(folder, config)
     try:
         module: nn.Module
         with quiet():
-            module, info = auto_class(task).from_pretrained(
-                folder,
-                local_files_only=True,
-                output_loading_info=True,
-                dtype=dtype,
-                trust_remote_code=config.trust_remote_code,
-                **source,
-                **{"ignore_mismatched_sizes": True, **options},
-            )
+            if is_pooled(own):
+                module, info = read_pooled(folder, own, **settings)
+            else:
+                module, info = auto_class(task).from_pretrained(
+                    folder, output_loading_info=True, trust_remote_code=config.trust_remote_code, **settings
+                )
     except Exception as error:
         raise ModelError(f"cannot load {config.model} for {task}: {error}; {_RESTORE}") from error
     if "ignore_mismatched_sizes" not in options:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ray_distill.config import TeacherConfig
 from ray_distill.errors import ConfigError, ModelError
+from ray_distill.models.heads.pooled import is_pooled, new_pooled
 from ray_distill.models.io.load import auto_class
 
 #: Fields of a config that the snapshot's classes or the checkpoint itself decide.
@@ -159,6 +160,8 @@ def fresh(config: Any, own: TeacherConfig, task: str, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
+            if is_pooled(config):
+                return new_pooled(config)
             module: nn.Module = auto_class(task).from_config(
                 config, dtype=torch.float32, trust_remote_code=own.trust_remote_code
             )

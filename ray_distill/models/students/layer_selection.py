@@ -65,7 +65,9 @@ class Taken:
         )
 
 
-def take_layers(teacher_config: Any, config: StudentModel, url: str, choice: LayerChoice | None) -> Taken:
+def take_layers(
+    teacher_config: Any, config: StudentModel, url: str, choice: LayerChoice | None, *, pooling: str | None = None
+) -> Taken:
     """Return the layers of a teacher that ``keep``, ``keep_encoder`` and ``layers`` select.
 
     Args:
@@ -73,10 +75,16 @@ def take_layers(teacher_config: Any, config: StudentModel, url: str, choice: Lay
         config: how many layers, and by which rule.
         url: of the teacher, for messages.
         choice: layers by importance; None where they are not measured yet: evenly spaced ones stand in.
+        pooling: of the student's last states; None = its class decides.
 
     Raises:
         ConfigError: it has fewer, or is not a stack of equal layers, or has no encoder.
     """
+    if config.keep == 0 and pooling != "mean":
+        raise ConfigError(
+            "student.model.keep is 0: a student without layers is the mean of its tokens' embeddings, so the teacher "
+            "must be an encoder with labels.teacher.head of pool: mean; keep 1 layer or more"
+        )
     if not getattr(teacher_config, "is_encoder_decoder", False):
         if config.keep_encoder is not None:
             raise ConfigError(f"student.model.keep_encoder: the teacher {url} is not an encoder-decoder: leave it out")
@@ -98,7 +106,7 @@ def take_layers(teacher_config: Any, config: StudentModel, url: str, choice: Lay
 
 def _layers_of(config: StudentModel, depth: int, choice: LayerChoice | None) -> tuple[int, ...]:
     if isinstance(config.layers, str):
-        return evenly_spaced(config.keep or depth, depth) if choice is None else choice.kept
+        return evenly_spaced(depth if config.keep is None else config.keep, depth) if choice is None else choice.kept
     if config.layers[-1] >= depth:
         raise ConfigError(
             f"student.model.layers is {_shown(config.layers)}, but the teacher has {depth} layers: expected indices "

@@ -16,9 +16,11 @@ from ray_distill.errors import ConfigError, ModelError
 from ray_distill.labels.model.part_specs import AnswerSpace
 from ray_distill.models.core.model import ModelParts
 from ray_distill.models.core.row_classes import class_names, named
+from ray_distill.models.heads.pooled import POOLED_TASKS, POOLING, around_encoder, is_pooled
 from ray_distill.models.io.load import read_module, read_processor
 from ray_distill.models.text.processors import ImageProcessor, resized
 from ray_distill.tasks.inputs.modality import Processor
+from ray_distill.tasks.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +35,15 @@ class NamedClasses:
     """Field of the student's transformers config; None leaves it unset."""
     seed: int
     facts: Mapping[str, Any]
+    pooling: str | None = None
+    """Pooling of the student's last states, which is its teacher's; None leaves it to the student's class."""
     reads_teacher: bool = False
 
     @property
     def config_fields(self) -> Mapping[str, Any]:
-        """Return names of the classes both ways, and the problem type."""
-        return _fields(self.classes, self.problem_type)
+        """Return names of the classes both ways, the problem type, and the pooling."""
+        pooled = {} if self.pooling is None else {POOLING: self.pooling}
+        return {**_fields(self.classes, self.problem_type), **pooled}
 
     @property
     def arguments(self) -> Mapping[str, Any]:
@@ -79,6 +84,8 @@ class NamedClasses:
         same = set(found) == set(self.classes)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
+            if self.pooling is not None and not is_pooled(model_config):
+                return around_encoder(folder, own, dict(self.config_fields)), {"head": "new"}
             module = read_module(
                 folder,
                 own,
@@ -96,18 +103,38 @@ class NamedClasses:
 
 
 def named_student(
-    config: StudentModel, *, task: str, classes: tuple[str, ...], seed: int, problem_type: str | None = None
+    config: StudentModel,
+    *,
+    task: Task,
+    classes: tuple[str, ...],
+    teacher: TeacherConfig,
+    seed: int,
+    problem_type: str | None = None,
 ) -> NamedClasses:
     """Return the rules for a student over named classes.
+
+    A student that is made of a text encoder with a fitted head pools its states as that head does: the class that
+    transformers has for the encoder would read the first token alone.
 
     Raises:
         ConfigError: settings that only language models have.
     """
     if config.embeddings != "new":
-        raise ConfigError(f"student.model.embeddings: {config.embeddings} is for language models; the task is {task}")
+        raise ConfigError(
+            f"student.model.embeddings: {config.embeddings} is for language models; the task is {task.name}"
+        )
     if config.lora is not None:
-        raise ConfigError(f"student.model.lora is for language models; the task is {task}")
-    return NamedClasses(config=config, task=task, classes=classes, problem_type=problem_type, seed=seed, facts={})
+        raise ConfigError(f"student.model.lora is for language models; the task is {task.name}")
+    made = config.source in ("config", "teacher_layers", "teacher_width") and task.auto_class == POOLED_TASKS
+    return NamedClasses(
+        config=config,
+        task=task.name,
+        classes=classes,
+        problem_type=problem_type,
+        seed=seed,
+        facts={},
+        pooling=teacher.head.pool if made and teacher.head is not None else None,
+    )
 
 
 def reorder_classes(module: nn.Module, found: Sequence[str], expected: Sequence[str], url: str) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_distill.config import StudentModel, TeacherConfig
+from ray_distill.models.heads.pooled import POOLING
 from ray_distill.models.io.load import read_config
 from ray_distill.models.students.kind import StudentKind
 from ray_distill.models.students.layer_copy import changed_config
@@ -60,7 +61,11 @@ def shape_student(
     teacher = read_config(folder, own)
     copied, cut = config.source != "config", config.source == "teacher_width"
     width = keep_width(config, teacher, scores=measured.width, url=own.model) if cut else None
-    taken = take_layers(teacher, config, own.model, measured.layers) if copied else None
+    taken = (
+        take_layers(teacher, config, own.model, measured.layers, pooling=kind.config_fields.get(POOLING))
+        if copied
+        else None
+    )
     overrides = config.overrides if taken is None else taken.overrides
     overrides = {**overrides, **(width.overrides if width is not None else {})}
     found = changed_config(teacher, overrides, kind.config_fields)

@@ -90,7 +90,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 def build_optimizer(module: nn.Module, weight_decay: float) -> torch.optim.AdamW:
     """Build the optimiser of every engine; each step sets its own learning rate."""
-    return torch.optim.AdamW(parameter_groups(module, weight_decay), lr=0.0, betas=(0.9, 0.999), eps=1e-8)
+    return torch.optim.AdamW(parameter_groups(module, weight_decay), lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
 
 
 def training_device(training: TrainingConfig) -> torch.device:

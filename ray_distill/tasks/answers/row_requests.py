@@ -14,6 +14,7 @@ Requests are strings, or encoded images (bytes such as PNG or JPEG, or their bas
 """
 
 import base64
+import importlib.util
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -67,7 +68,7 @@ def load(folder: Path, *, task: str, column: str, answers: Any, pixels: Any) -> 
 
 
 def _load_text(folder: Path, pixels: Any) -> Loaded:
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)
+    model = _text_classifier(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or 10**6)
 
@@ -82,6 +83,19 @@ def _load_text(folder: Path, pixels: Any) -> Loaded:
         )
 
     return model, encode, _labels(model)
+
+
+def _text_classifier(folder: Path) -> Any:
+    """Return the model; one of pooled states has its class in a file of its own beside it."""
+    path = folder / "pooled_classifier.py"
+    if not path.is_file():
+        return transformers.AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    return module.PooledClassifier.from_pretrained(folder, config=config, use_safetensors=True)
 
 
 def _load_image(folder: Path, pixels: Any) -> Loaded:

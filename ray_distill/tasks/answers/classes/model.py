@@ -79,4 +79,4 @@ def student(
     config: StudentModel, *, task: Task, classes: tuple[str, ...], width: int | None, teacher: TeacherConfig, seed: int
 ) -> StudentKind:
     """Return the rules for students over these class names."""
-    return named_student(config, task=task.name, classes=classes, seed=seed)
+    return named_student(config, task=task, classes=classes, teacher=teacher, seed=seed)

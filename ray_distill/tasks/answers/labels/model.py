@@ -78,4 +78,4 @@ def student(
     config: StudentModel, *, task: Task, classes: tuple[str, ...], width: int | None, teacher: TeacherConfig, seed: int
 ) -> StudentKind:
     """Return the rules for students over these labels; their config declares sigmoids."""
-    return named_student(config, task=task.name, classes=classes, seed=seed, problem_type=MULTI_LABEL)
+    return named_student(config, task=task, classes=classes, teacher=teacher, seed=seed, problem_type=MULTI_LABEL)

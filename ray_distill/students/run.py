@@ -234,7 +234,7 @@ def _probe(run: TrainingRun, rate: float, output: str) -> TrainingRun:
         rate: the learning rate.
         output: folder of the students.
     """
-    steps = probe_steps(run.steps)
+    steps = probe_steps(run.steps, run.epoch_steps)
     name, pace = f"{run.name}/probe-{rate:g}", run.pace
     training = run.training.model_copy(
         update={"evaluate_every": steps, "checkpoints": CheckpointPolicy(last=1), "patience": 0}

@@ -1,4 +1,6 @@
-"""Recognise, make and read a `PooledClassifier`: students of an encoder whose head was fitted on pooled states.
+"""Recognise, make and read a `PooledClassifier`.
+
+It is the student of an encoder whose head was fitted on pooled states.
 
 The class itself is imported where it is used: its import loads transformers, which takes seconds.
 """
@@ -52,7 +54,9 @@ def read_pooled(folder: Path, model_config: Any, **options: Any) -> tuple[nn.Mod
 
 
 def around_encoder(folder: Path, own: TeacherConfig, fields: dict[str, Any]) -> nn.Module:
-    """Read an encoder without a head, and put a new head on its pooled states; float32, on the CPU.
+    """Read an encoder without a head, and put a new head on its pooled states.
+
+    It is float32, on the CPU.
 
     Args:
         folder: local checkpoint.

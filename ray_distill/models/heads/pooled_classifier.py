@@ -17,7 +17,7 @@ POOLING = "pooled_by"
 
 
 class PooledClassifier(PreTrainedModel):
-    """An encoder without a head of its own, the pooling of its last states, and one linear layer.
+    """An encoder without a head, the pooling of its last states, and one linear layer.
 
     The config is the encoder's, with the pooling as ``pooled_by``. Transformers' own classifiers read the first token
     alone, which a short student of a teacher of pooled states learns worse from.
@@ -52,7 +52,7 @@ class PooledClassifier(PreTrainedModel):
 
 
 def _pooled(states_BLD: Tensor, mask_BL: Tensor | None, how: str) -> Tensor:
-    """Pool states to ``[B, D]``: the mean over real tokens, the first (cls), or the last real one."""
+    """Pool states to ``[B, D]``: the mean over real tokens, the first, or the last real one."""
     if how == "cls":
         return states_BLD[:, 0]
     if mask_BL is None:

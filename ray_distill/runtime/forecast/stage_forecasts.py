@@ -12,6 +12,7 @@ from ray_distill.config import Campaign, TrainingConfig
 from ray_distill.evaluation.measures.cost import StageCost, stage_cost
 from ray_distill.snapshots.manifest import SnapshotManifest
 from ray_distill.students.loop.pace import Pace, pace_of
+from ray_distill.students.order.cursor import steps_per_epoch
 from ray_distill.students.recipe import FEWEST_RATES, MOST_RATES, probe_steps, settled
 
 if TYPE_CHECKING:  # the plan is shown by processes that need no torch
@@ -92,11 +93,17 @@ def with_settled(config: Campaign, snapshot: SnapshotManifest) -> Campaign:
     return config.model_copy(update={"student": student})
 
 
-def training_steps(training: TrainingConfig, pace: Pace) -> tuple[int, int]:
-    """Return the steps of an arm, at least and at most, at all rates or while it tries some."""
+def training_steps(training: TrainingConfig, pace: Pace, examples: int) -> tuple[int, int]:
+    """Return the steps of an arm, at least and at most, at all rates or while it tries some.
+
+    Args:
+        training: has a batch.
+        pace: of the first arm.
+        examples: of a pass.
+    """
     if rates := len(training.learning_rate):
         return rates * pace.least, rates * pace.steps
-    probe = probe_steps(pace.steps)
+    probe = probe_steps(pace.steps, steps_per_epoch(examples, training.global_batch))
     return pace.least + FEWEST_RATES * probe, pace.steps + MOST_RATES * probe
 
 
@@ -114,7 +121,7 @@ def forecast_training(
     """
     training = config.student.training
     pace = pace_of(training, size.examples)
-    least, steps = training_steps(training, pace)
+    least, steps = training_steps(training, pace, size.examples)
     workers = training.least_workers
 
     def of(arm: "TimedArm") -> Span:

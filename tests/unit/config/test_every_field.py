@@ -159,6 +159,7 @@ VALID: dict[str, set[str]] = {
     | {f"drift.{name}" for name in ("max_confidence_loss", "max_teacher_loss", "min_classes_js")}
     | {f"{above}.max_bad_fraction" for above in ("snapshot", "sequences", "labels")}
     | {"cost.accelerator_hour", "cost.core_hour", "labels.resources.gpus", "student.model.lora.dropout"}
+    | {"student.model.keep"}
     | {
         f"student.training.{name}"
         for name in ("checkpoints.best", "gpus", "gradient_norms_every", "max_failures", "micro_tokens", "packed")

@@ -239,6 +239,14 @@ class JudgeFacet(Protocol):
         Both are measured on the same rows.
         """
 
+    def remarks(self, answers: Mapping[str, pa.Table], names: Sequence[str]) -> list[str]:
+        """Return findings of the family's own that a reviewer must see, in plain words.
+
+        Args:
+            answers: by arm, of the student and, where there is one, the teacher.
+            names: of the classes; empty where there are none.
+        """
+
     def confidence(self, answers: pa.Table) -> npt.NDArray[np.float64]:
         """Return a model's mean probability of its own answers, ``[N]`` by row, in 0 … 1.
 

@@ -56,6 +56,11 @@ def no_extras(panel: Panel, rows: pa.Table, config: Campaign) -> Extras:
     return Extras()
 
 
+def no_remarks(answers: Mapping[str, pa.Table], names: Sequence[str]) -> list[str]:
+    """Return nothing: the family has no findings of its own."""
+    return []
+
+
 def predict_rows(panel: Panel, rows: pa.Table, *, columns: Columns) -> dict[str, pa.Table]:
     """Predict the rows that each model accepts; models with the same processor share its work.
 

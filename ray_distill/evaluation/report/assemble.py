@@ -47,6 +47,7 @@ def judge(
     url: str,
     how: Resampling,
     slices: Sequence[str] = (),
+    names: Sequence[str] = (),
 ) -> EvalReport:
     """Assemble the report of a student beside its teacher, baselines and champion.
 
@@ -57,6 +58,7 @@ def judge(
         url: where the report will be written.
         how: seed, number of resamples and bins of all intervals.
         slices: columns of the predictions by which quality is reported too.
+        names: of the classes, for findings about them.
 
     Raises:
         EvaluationError: no student among the models, or predictions that cannot be measured or paired.
@@ -74,7 +76,8 @@ def judge(
         comparisons=_comparisons(models, how, answers),
         champion_minus_teacher=_champion_minus_teacher(models, how, answers),
     )
-    report = report.with_changes(notes=tuple(_notes(report)))
+    compared = {arm: models[arm].predictions for arm in ("student", "teacher") if arm in models}
+    report = report.with_changes(notes=(*_notes(report), *answers.judge.remarks(compared, names)))
     return report.with_changes(fingerprint=content_fingerprint(report))
 
 

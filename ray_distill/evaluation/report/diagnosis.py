@@ -32,6 +32,8 @@ _EARLY, _WORSE = 0.7, 1.1
 _LEFT = 0.5
 #: Train rows below which there are few, whatever is trained on them.
 _FEW = 500
+#: Share of the greatest entropy below which the teacher's distributions are almost one class each.
+_ONE_HOT = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +79,16 @@ class ArmCurve:
         return float(np.mean(found)) if found else float("nan")
 
 
-def diagnose(report: EvalReport, curves: Sequence[ArmCurve], *, open_end: bool) -> list[str]:
+def diagnose(
+    report: EvalReport, curves: Sequence[ArmCurve], *, open_end: bool, teacher_entropy: float = float("nan")
+) -> list[str]:
     """Return findings in plain words, each with the setting that would change it.
 
     Args:
         report: all measures.
         curves: the arms that were trained for it; one without steps has no findings.
         open_end: whether the training had a budget, not epochs.
+        teacher_entropy: mean entropy of the teacher's answers as a share of the greatest one; NaN = not known.
     """
     known = {curve.arm: curve for curve in curves if curve.steps and len(curve.judged) > 0}
     unfinished = {arm: gain for arm, curve in known.items() if (gain := _still_gains(curve)) is not None}
@@ -94,7 +99,8 @@ def diagnose(report: EvalReport, curves: Sequence[ArmCurve], *, open_end: bool) 
         found += _few_rows(student)
         if "student" not in unfinished:
             found += _small(report, student)
-    return found
+        found += _behind_choices(report, student, entropy=teacher_entropy, unfinished=bool(unfinished))
+    return [*found, *_behind_labels(report)]
 
 
 def _still_gains(curve: ArmCurve) -> float | None:
@@ -154,12 +160,7 @@ def _few_rows(curve: ArmCurve) -> Iterator[str]:
 
 
 def _small(report: EvalReport, curve: ArmCurve) -> Iterator[str]:
-    answers = get_task(report.task).answers
-    loss = report.comparisons.get(f"{answers.headline}_minus_teacher")
-    if loss is None:
-        return
-    higher = answers.metrics[answers.headline].higher_is_better
-    behind = loss.high < 0 if higher else loss.low > 0
+    behind = _is_behind(report, "teacher")
     first = curve.mean_loss(0, min(1.0, 1 / max(curve.passes_at(curve.last), 1)))
     left = curve.mean_loss(0.9, 1) / first if first > 0 else float("nan")
     if behind and left > _LEFT:
@@ -168,6 +169,63 @@ def _small(report: EvalReport, curve: ArmCurve) -> Iterator[str]:
             "first pass although it has stopped improving: it has too little capacity. A larger student.model would "
             "change that, at a higher cost of each answer."
         )
+
+
+def _behind_choices(report: EvalReport, curve: ArmCurve, *, entropy: float, unfinished: bool) -> Iterator[str]:
+    """Yield why the teacher's distributions taught less than its choices did."""
+    if not _is_behind(report, "baseline_teacher_hard_labels"):
+        return
+    temperature = float(curve.facts.get("losses", {}).get("soft", {}).get("temperature", 1.0))
+    at = f"at temperature {temperature:g}"
+    if unfinished:
+        why = "not all arms have converged, and distributions take longer to learn: raise the steps first"
+    elif entropy < _ONE_HOT:
+        why = (
+            f"the teacher's distributions are almost one class each ({entropy:.1%} of the greatest entropy), so that "
+            f"they add little {at}: a higher student.losses.soft.temperature, which labels.signal.temperatures must "
+            "declare, shows more of them"
+        )
+    elif temperature > 1:
+        why = f"{at} the student spends much on classes that the teacher refuses: a lower one may do better"
+    else:
+        why = (
+            "the teacher's distributions may be wrong where its choices are right: compare its calibration error, and "
+            "try other values of student.losses.soft.temperature and student.losses.hard.weight in a sweep"
+        )
+    yield f"Soft labels taught less than the teacher's hard labels: {why}."
+
+
+def _behind_labels(report: EvalReport) -> Iterator[str]:
+    """Yield why true labels alone taught more."""
+    baseline, headline = report.models.get("baseline_hard_labels"), get_task(report.task).answers.headline
+    if baseline is None or not _is_behind(report, "baseline_hard_labels"):
+        return
+    teacher, own = report.models["teacher"].metrics.get(headline), baseline.metrics.get(headline)
+    metric = get_task(report.task).answers.metrics[headline]
+    weak = (
+        teacher is not None
+        and own is not None
+        and (own.value - teacher.value) * (1 if metric.higher_is_better else -1) > 0
+    )
+    yield (
+        "True labels alone taught more than the teacher: "
+        + (
+            f"it is itself worse than the student that they made ({metric.in_text} {teacher.value:.3f} against "
+            f"{own.value:.3f}): use a better teacher, or none"
+            if weak and teacher is not None and own is not None
+            else "raise student.losses.hard.weight, so that true labels count more where there are any, or train longer"
+        )
+        + "."
+    )
+
+
+def _is_behind(report: EvalReport, arm: str) -> bool:
+    """Return whether the student is worse than an arm beyond doubt, by the headline."""
+    answers = get_task(report.task).answers
+    found = report.comparisons.get(f"{answers.headline}_minus_{arm}")
+    if found is None:
+        return False
+    return bool(found.high < 0 if answers.metrics[answers.headline].higher_is_better else found.low > 0)
 
 
 def _begun(arm: str) -> str:

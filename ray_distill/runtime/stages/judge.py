@@ -86,6 +86,7 @@ def judge_students(
         student=students["student"],
         url=url,
         slices=config.snapshot.test_slices,
+        names=opened.classes,
         how=Resampling.of(config),
     )
     return Judged(report=report, predictions=measured["student"].predictions, written=extras.written)

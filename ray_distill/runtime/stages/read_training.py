@@ -1,10 +1,15 @@
 """Read the curves, rows and temperatures of judged arms, and the faults of their training."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+import pyarrow as pa
+
 from ray_distill.artifacts import Calibration, EvalReport
 from ray_distill.config import Campaign
+from ray_distill.evaluation.measures.answer_tables import read_matrix
 from ray_distill.evaluation.report.diagnosis import ArmCurve, diagnose
 from ray_distill.models.core.checkpoint_files import read_facts
 from ray_distill.runtime.stages.judge import Judged
@@ -36,8 +41,23 @@ def curves_of(report: EvalReport) -> list[ArmCurve]:
 def diagnosed(judged: Judged, config: Campaign) -> Judged:
     """Add findings about the training to the report's notes."""
     open_end = config.student.training.open_budget is not None
-    more = diagnose(judged.report, curves_of(judged.report), open_end=open_end)
+    more = diagnose(
+        judged.report, curves_of(judged.report), open_end=open_end, teacher_entropy=_entropy_share(judged.predictions)
+    )
     return replace(judged, report=judged.report.with_changes(notes=(*judged.report.notes, *more)))
+
+
+def _entropy_share(predictions: pa.Table) -> float:
+    """Return the mean entropy of the teacher's answers, as a share of that of equal classes.
+
+    NaN where the predictions have none.
+    """
+    if "teacher_logp" not in predictions.column_names:
+        return math.nan
+    logp_NV = read_matrix(predictions, "teacher_logp")
+    p_NV = np.exp(logp_NV)
+    entropy_N = -np.where(p_NV > 0, p_NV * logp_NV, 0.0).sum(axis=1)
+    return float(entropy_N.mean() / math.log(max(logp_NV.shape[1], 2)))
 
 
 def rows_of(curve: ArmCurve) -> str:

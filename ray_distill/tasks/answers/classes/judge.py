@@ -18,6 +18,7 @@ from ray_distill.evaluation.predict.rows import time_rows as timed
 from ray_distill.snapshots.reader import Snapshot
 from ray_distill.tasks.answers.classes.evaluation.measures import compare, measure, read_scores
 from ray_distill.tasks.answers.classes.evaluation.predictions import log_probabilities
+from ray_distill.tasks.answers.classes.evaluation.remarks import remarks
 from ray_distill.tasks.inputs.modality import Corruption
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "default_corruptions",
     "extras",
     "measure",
+    "remarks",
     "timed",
     "trivial",
 ]

@@ -14,6 +14,7 @@ from ray_distill.evaluation.measures.intervals import Floats
 from ray_distill.evaluation.predict.panel import Panel
 from ray_distill.evaluation.predict.rows import answer_every_row, answer_rows
 from ray_distill.evaluation.predict.rows import no_extras as extras
+from ray_distill.evaluation.predict.rows import no_remarks as remarks
 from ray_distill.evaluation.predict.rows import time_rows as timed
 from ray_distill.snapshots.reader import Snapshot
 from ray_distill.tasks.answers.labels.evaluation.measures import Sets, compare, measure, read_scores
@@ -30,6 +31,7 @@ __all__ = [
     "default_corruptions",
     "extras",
     "measure",
+    "remarks",
     "timed",
     "trivial",
 ]

@@ -13,6 +13,7 @@ from ray_distill.artifacts import Estimate
 from ray_distill.config import Campaign
 from ray_distill.evaluation.measures.intervals import Floats, Ints, Resampling
 from ray_distill.evaluation.predict.panel import SHOWN_ARMS, Extras, Panel
+from ray_distill.evaluation.predict.rows import no_remarks as remarks
 from ray_distill.evaluation.predict.texts import Written
 from ray_distill.snapshots.reader import Snapshot
 from ray_distill.tasks.answers.tokens.evaluation.generated_targets import measure_targets, write_targets
@@ -35,6 +36,7 @@ __all__ = [
     "default_corruptions",
     "extras",
     "measure",
+    "remarks",
     "timed",
     "trivial",
 ]

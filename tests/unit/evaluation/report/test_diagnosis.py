@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ray_distill.artifacts import Estimate, EvalReport, LabelSetRef, SnapshotRef, StudentRef
+from ray_distill.artifacts import Efficiency, Estimate, EvalReport, LabelSetRef, ModelReport, SnapshotRef, StudentRef
 from ray_distill.evaluation.report.diagnosis import ArmCurve, diagnose
 
 STEPS, PASSES = 100, 20
@@ -137,3 +137,52 @@ def test_a_loss_that_is_no_number_is_no_finding() -> None:
     """Curves of an older form have no seconds and no losses."""
     bare = {step: {"validation_kl": 1.0, "loss": math.nan} for step in range(1, 10)}
     assert found(ArmCurve(arm="student", facts={"training_rows": 900, "steps": 9, "passes": 1}, steps=bare)) == []
+
+
+def behind(arm: str, *, temperature: float = 1.0, entropy: float = 0.3, slow: bool = False, **accuracy: float) -> str:
+    """The finding about a student that is 0.05 behind an arm, of models with these accuracies."""
+    difference = Estimate(value=-0.05, low=-0.08, high=-0.02, n=100)
+    models = {
+        name: ModelReport(
+            name=name,
+            url="",
+            metrics={"accuracy": Estimate(value=value, low=value - 0.01, high=value + 0.01, n=100)},
+            efficiency=Efficiency(
+                parameters=1, bytes_on_disk=1, latency_ms_p50=1, latency_ms_p95=1, examples_per_second=1
+            ),
+        )
+        for name, value in accuracy.items()
+    }
+    made = report().with_changes(comparisons={f"accuracy_minus_{arm}": difference}, models=models)
+    trained = curve((lambda step: 100 / step) if slow else flat)
+    losses = {"losses": {"soft": {"temperature": temperature}}}
+    trained = ArmCurve(arm="student", facts={**trained.facts, **losses}, steps=trained.steps)
+    return diagnose(made, [trained], open_end=False, teacher_entropy=entropy)[-1]
+
+
+def test_why_soft_labels_taught_less_is_named() -> None:
+    """Arms that have not converged come first, then an almost one-hot teacher, then the temperature."""
+    arm = "baseline_teacher_hard_labels"
+    assert "not all arms have converged" in behind(arm, slow=True, entropy=0.01)
+    assert "(1.0% of the greatest entropy), so that they add little at temperature 1: a higher" in behind(
+        arm, entropy=0.01
+    )
+    assert "a lower one may do better" in behind(arm, temperature=8)
+    assert "may be wrong where its choices are right" in behind(arm)
+    assert "may be wrong" in behind(arm, entropy=math.nan), "an entropy that is not known is not small"
+
+
+def test_why_true_labels_taught_more_is_named() -> None:
+    """A teacher below its baseline is no teacher; above it, true labels should count more."""
+    arm = "baseline_hard_labels"
+    weak = behind(arm, teacher=0.7, baseline_hard_labels=0.8)
+    assert "worse than the student that they made (accuracy 0.700 against 0.800): use a better teacher" in weak
+    assert "raise student.losses.hard.weight" in behind(arm, teacher=0.9, baseline_hard_labels=0.8)
+
+
+@pytest.mark.parametrize("arm", ["baseline_hard_labels", "baseline_teacher_hard_labels"])
+def test_a_difference_that_chance_explains_is_not_explained(arm: str) -> None:
+    """Its interval contains 0."""
+    close = Estimate(value=-0.01, low=-0.03, high=0.01, n=100)
+    made = report().with_changes(comparisons={f"accuracy_minus_{arm}": close})
+    assert diagnose(made, [curve(flat)], open_end=True, teacher_entropy=0.01) == []

@@ -72,4 +72,5 @@ def around_encoder(folder: Path, own: TeacherConfig, fields: dict[str, Any]) -> 
     module: Any = new_pooled(encoder.config)
     state = encoder.state_dict()
     module.body.load_state_dict({name: state[name] for name in module.body.state_dict()})
-    return module
+    result: nn.Module = module
+    return result

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 POOLING = "pooled_by"
 
 
-class PooledClassifier(PreTrainedModel):
+class PooledClassifier(PreTrainedModel):  # type: ignore[misc]
     """An encoder without a head, the pooling of its last states, and one linear layer.
 
     The config is the encoder's, with the pooling as ``pooled_by``. Transformers' own classifiers read the first token
@@ -33,7 +33,7 @@ class PooledClassifier(PreTrainedModel):
         if isinstance(getattr(self.body, "pooler", None), nn.Module):
             self.body.pooler = None  # its output is not used, and weights without a gradient need care
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.post_init()  # type: ignore[no-untyped-call]
+        self.post_init()
 
     def forward(
         self, *, attention_mask: Tensor | None = None, output_hidden_states: bool = False, **inputs: Any
@@ -66,4 +66,4 @@ def _pooled(states_BLD: Tensor, mask_BL: Tensor | None, how: str) -> Tensor:
     return states_BLD[torch.arange(len(states_BLD), device=last_B.device), last_B]
 
 
-PooledClassifier.register_for_auto_class("AutoModelForSequenceClassification")  # type: ignore[no-untyped-call]
+PooledClassifier.register_for_auto_class("AutoModelForSequenceClassification")

@@ -263,7 +263,7 @@ def _show(folder: Path, data: str, sets: Mapping[str, LabelSetRef], seeds: Seque
     lines = [("defaults", "", STUDENT), ("same, true labels", "", TRUE), ("same, teacher's hard labels", "", TEACHERS)]
     for name in sets:
         if name:
-            added = f"with: {name} ({_teacher_seconds(folder, sets[name]):.0f} s of the teacher)"
+            added = f"with: {name} ({_teacher_seconds(folder, sets[name]):.1f} s of the teacher)"
             lines.append((added if name in WITH else f"without: {name}", name, STUDENT))
     for title, name, arm in lines:
         tables = [joined(name, seed, arm) for seed in seeds]

@@ -32,8 +32,8 @@ from ray_distill.storage.files import absolute, join, write_bytes
 from ray_distill.storage.scratch import Scratch
 from ray_distill.storage.sealed import write_sealed
 
-#: Rows whose views are made together.
-_CHUNK_ROWS = 256
+#: Rows whose views are made together, and about how many bytes of them.
+_CHUNK_ROWS, _CHUNK_BYTES = 256, 16 << 20
 
 
 def add_views(
@@ -189,8 +189,9 @@ def _shards(snapshot: Snapshot) -> Iterator[Shard]:
 def _chunks(parent: Snapshot) -> Iterator[pa.Table]:
     for shard in _shards(parent):
         table = parent.read_shard(shard)
-        for start in range(0, len(table), _CHUNK_ROWS):
-            yield table.slice(start, _CHUNK_ROWS)
+        size = max(1, min(_CHUNK_ROWS, _CHUNK_BYTES * len(table) // max(1, table.nbytes)))
+        for start in range(0, len(table), size):
+            yield table.slice(start, size)
 
 
 def _other_ids(parent: Snapshot) -> SortedIds:

@@ -9,13 +9,12 @@ teacher's config alone; what a latency chose is measured once, and kept:
 from bisect import bisect_right
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 
-from ray_distill.artifacts import Document, Number
+from ray_distill.artifacts import Document, Efficiency, Number
 from ray_distill.config import Campaign, StudentModel
 from ray_distill.errors import ConfigError, DistillError
-from ray_distill.evaluation.measures.efficiency import Runner, measure_efficiency
+from ray_distill.evaluation.measures.efficiency import Runner, is_unsteady, measure_efficiency
 from ray_distill.fingerprint import fingerprint
 from ray_distill.models.core.fingerprint import finish
 from ray_distill.models.core.forward import forward
@@ -116,32 +115,33 @@ def _by_latency(config: Campaign, scalable: Scalable) -> StudentModel:
         )
     threads = max(1, int(resources.cpus))
     teacher = {name: value for name, value in scalable.config.to_dict().items() if name not in _NAMES}
-    settings = [limit, teacher, scalable.own.max_length, config.task, len(class_names(config)), device, threads]
+    texts = [scalable.own.max_length, scalable.cuts_tokens]
+    settings = [limit, teacher, texts, config.task, len(class_names(config)), device, threads]
     key = fingerprint(settings)[:16]
     url = files.join(files.absolute(config.output_url), "state", f"student-{key}.json")
     if files.exists(url):
         return StudentModel.model_validate(read_document(ChosenByLatency, url, _MEASURE_AGAIN).model)
-    chosen, taken = _fastest(scalable, limit, device=device, threads=threads)
+    chosen, taken, busy = _fastest(scalable, limit, device=device, threads=threads)
     where = f"{threads} thread(s)" if device == "cpu" else "a GPU"
-    words = f"latency_ms {limit:g}: {chosen.in_words}, {taken:.3g} ms on {where}"
+    words = f"latency_ms {limit:g}: {chosen.in_words}, {taken:.3g} ms on {where}{' of a busy machine' if busy else ''}"
     model = chosen.model.model_copy(update={"chosen_by": words})
     kept = model.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     write_sealed(url, ChosenByLatency(key=key, model={"from": "config", **kept}, milliseconds=taken).to_dict())
     return model
 
 
-def _fastest(scalable: Scalable, limit: float, *, device: str, threads: int) -> tuple[SizedStudent, float]:
-    """Return the largest student within a latency, and its milliseconds.
+def _fastest(scalable: Scalable, limit: float, *, device: str, threads: int) -> tuple[SizedStudent, float, bool]:
+    """Return the largest student within a latency, its milliseconds, and whether times varied.
 
     Raises:
         ConfigError: the smallest one is slower.
     """
     shapes = _shapes(scalable)
-    before, times = torch.get_num_threads(), dict[int, float]()
+    before, times = torch.get_num_threads(), dict[int, Efficiency]()
 
     def milliseconds(at: int) -> float:
-        times[at] = _milliseconds(scalable, shapes[at], device)
-        return times[at]
+        times[at] = _timed(scalable, shapes[at], device)
+        return times[at].latency_ms_p50
 
     torch.set_num_threads(threads)
     try:
@@ -152,10 +152,10 @@ def _fastest(scalable: Scalable, limit: float, *, device: str, threads: int) -> 
         shorter = ", or student.model.max_length to less" if scalable.own.max_length is not None else ""
         raise ConfigError(
             f"student.latency_ms is {limit:g}, and the smallest student that is made of {scalable.own.model} takes "
-            f"{times[0]:.3g} ms here: set it to more{shorter}, or describe a faster student as student.model (from: "
-            "config with overrides, checkpoint or module)"
+            f"{times[0].latency_ms_p50:.3g} ms here: set it to more{shorter}, or describe a faster student as "
+            "student.model (from: config with overrides, checkpoint or module)"
         )
-    return shapes[within - 1], times[within - 1]
+    return shapes[within - 1], times[within - 1].latency_ms_p50, any(map(is_unsteady, times.values()))
 
 
 def _shapes(scalable: Scalable) -> list[SizedStudent]:
@@ -171,8 +171,8 @@ def _shapes(scalable: Scalable) -> list[SizedStudent]:
     return found[::-1]
 
 
-def _milliseconds(scalable: Scalable, chosen: SizedStudent, device: str) -> float:
-    """Return the median time of one example, measured as evaluation does, with drawn weights."""
+def _timed(scalable: Scalable, chosen: SizedStudent, device: str) -> Efficiency:
+    """Time one example, as evaluation does, with drawn weights."""
     task, model_config = get_task(scalable.task), scalable.config_of(chosen.model)
     module = fresh(model_config, scalable.own, scalable.task, 0).to(device).eval()
     model = finish(
@@ -191,6 +191,4 @@ def _milliseconds(scalable: Scalable, chosen: SizedStudent, device: str) -> floa
             return forward(module, task.inputs.collate(longest, index_B + 1))
 
     runner = Runner(run=answer, parameters=chosen.parameters, bytes_on_disk=0, device=device)
-    found = measure_efficiency({"student": runner}, examples=1, requests=REQUESTS, batch=1)
-    assert np.isfinite(found["student"].latency_ms_p50)
-    return found["student"].latency_ms_p50
+    return measure_efficiency({"student": runner}, examples=1, requests=REQUESTS, batch=1)["student"]

@@ -12,6 +12,7 @@ from ray_distill.config import Campaign, StopConfig, SweepConfig, TrialConfig
 from ray_distill.config.trials import Trial, expand
 from ray_distill.errors import DistillError
 from ray_distill.runtime.stages.preflight import check
+from ray_distill.tasks.catalogue import get_task
 
 #: Name of the trial that changes nothing.
 AS_CONFIGURED = "as configured"
@@ -123,9 +124,10 @@ def _temperatures(config: Campaign) -> Iterator[tuple[str, Changes]]:
 
 
 def _true_labels(config: Campaign) -> Iterator[tuple[str, Changes]]:
-    """Yield more weight for true labels, and none."""
+    """Yield more weight for true labels, and none, where rows have them."""
     soft, hard = _weight(config, "soft"), _weight(config, "hard")
-    if soft is None or not soft:
+    labelled = config.snapshot.columns.label is not None or get_task(config.task).answers.is_labelled(0)
+    if not labelled or not soft:
         return
     if hard is None or hard < soft:
         yield "true labels weigh as much", {"student.losses.hard.weight": soft}

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from ray_distill.artifacts import Efficiency
 from ray_distill.config import Campaign, parse_config
 from ray_distill.config.identity import identity
 from ray_distill.errors import ConfigError, DamagedFile, ModelError
+from ray_distill.models.students.size import SizedStudent
 from ray_distill.runtime.core.session import parent_key
 from ray_distill.runtime.dry_run import plan
 from ray_distill.runtime.model_checks import choose_student
@@ -75,11 +77,24 @@ def test_a_dry_run_states_every_students_parameters(tmp_path: Path, teacher: Pat
 def test_a_latency_is_measured_once_and_kept(tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest student within it; later commands read it, however fast the machine is then, till it is deleted."""
     times = {6: 6.0, 5: 5.0, 4: 4.0, 3: 3.0, 2: 2.0}
-    monkeypatch.setattr(choose_student, "_milliseconds", lambda _, chosen, __: times[chosen.model.keep])
+
+    def timed(_: object, chosen: SizedStudent, device: str) -> Efficiency:
+        taken = times[chosen.model.keep or 0]
+        spread = 0.5 if taken > 4 else 0.0
+        return Efficiency(
+            parameters=1,
+            bytes_on_disk=1,
+            latency_ms_p50=taken,
+            latency_ms_p95=taken,
+            examples_per_second=1,
+            latency_spread=spread,
+        )
+
+    monkeypatch.setattr(choose_student, "_timed", timed)
     config = _config(tmp_path, teacher, {"latency_ms": 4.5})
     found = sized(config)
     assert (found.student.model.keep, found.student.latency_ms) == (4, None)
-    assert str(found.student.model.chosen_by).endswith("4 ms on 1 thread(s)")
+    assert str(found.student.model.chosen_by).endswith("4 ms on 1 thread(s) of a busy machine")
     times = dict.fromkeys(times, 9.0)
     assert sized(config) == found
     assert sized(_config(tmp_path, teacher, {"latency_ms": 20})).student.model.keep == 5

@@ -78,6 +78,16 @@ def test_it_tries_what_fits(tmp_path: Path) -> None:
     assert all(trial.config.student.training.learning_rate == () for trial in checked_trials(plain))
 
 
+def test_true_labels_are_weighed_where_there_are_any(tmp_path: Path) -> None:
+    """Without a column of labels no weight of theirs is tried."""
+    config = _config(tmp_path)
+    columns = config.snapshot.columns.model_copy(update={"label": None})
+    snapshot = config.snapshot.model_copy(update={"columns": columns, "classes": ("a", "b")})
+    assert "soft labels alone" in _names(with_preset(config))
+    found = _names(with_preset(config.model_copy(update={"snapshot": snapshot})))
+    assert found == [AS_CONFIGURED, "until still less improves"]
+
+
 def test_it_takes_away_what_is_used(tmp_path: Path) -> None:
     """Hidden states that are configured may do harm; rates that are all trained to their end are not stopped."""
     labels = {"hidden": {"layers": [-1]}}

@@ -34,7 +34,7 @@ _NEAR = 0.2
 #: Share of an arm's most steps that a run to try a rate has at most, where a pass is more.
 PROBE_SHARE = 0.05
 #: Fewest steps of that run, and the share of an arm's steps that it has at most.
-PROBE_STEPS, PROBE_MOST = 60, 1 / 3
+PROBE_STEPS, PROBE_MOST = 150, 1 / 3
 
 
 def settled(training: TrainingConfig, rows: int, validation_rows: int) -> TrainingConfig:

@@ -54,6 +54,6 @@ def test_a_smaller_rate_is_preferred_where_it_is_as_good() -> None:
 
 
 def test_a_rate_is_tried_on_a_small_share_of_the_steps() -> None:
-    """A pass, or a twentieth of a training of fewer passes; sixty steps of shorter ones, a third at most."""
-    assert [probe_steps(steps, 1e9) for steps in (36_000, 600, 90, 1)] == [1_800, 60, 30, 1]
-    assert [probe_steps(36_000, epoch) for epoch in (600, 10)] == [600, 60]
+    """A pass, or a twentieth of a training of fewer passes; 150 steps of shorter ones, a third at most."""
+    assert [probe_steps(steps, 1e9) for steps in (36_000, 600, 90, 1)] == [1_800, 150, 30, 1]
+    assert [probe_steps(36_000, epoch) for epoch in (600, 10)] == [600, 150]

@@ -100,6 +100,10 @@ class TeacherConfig(Section):
     trust_remote_code: bool = False
 
 
+#: Temperatures of a dense distribution that training may use where none are given.
+_FREE = (1.0, 2.0, 4.0)
+
+
 class SignalConfig(Section):
     """Stored form of the teacher's distribution."""
 
@@ -122,8 +126,18 @@ class SignalConfig(Section):
         "(labels/format/codecs)",
     )
     temperatures: tuple[Temperature, ...] = Field(
-        (1.0,), min_length=1, description="temperatures training may use, 0.01 to 1,000 (MATHS.md §3)"
+        (1.0,),
+        min_length=1,
+        description="temperatures training may use, 0.01 to 1,000 (MATHS.md §3); default: 1, 2 and 4 with the "
+        "estimator dense, of which no temperature costs a byte, else 1",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _free_ones(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "temperatures" not in value and value.get("estimator", "dense") == "dense":
+            return {**value, "temperatures": _FREE}
+        return value
 
     @field_validator("temperatures", mode="after")
     @classmethod

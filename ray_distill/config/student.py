@@ -207,7 +207,8 @@ class StudentConfig(Section):
         "output",
     )
     losses: dict[str, LossConfig] = Field(
-        default_factory=lambda: {"soft": LossConfig(weight=0.9), "hard": LossConfig(weight=0.1)}, min_length=1
+        default_factory=lambda: {"soft": LossConfig(weight=0.9, temperature="auto"), "hard": LossConfig(weight=0.1)},
+        min_length=1,
     )
     training: TrainingConfig = TrainingConfig()
     calibrate: Literal["temperature", "none"] = Field(

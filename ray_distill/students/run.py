@@ -28,7 +28,7 @@ from ray_distill.students.data.resampling import occurrences
 from ray_distill.students.engines.build import build_engine
 from ray_distill.students.engines.engine import checkpoint_activations, compile_module
 from ray_distill.students.export import export_arm, exported_arm, marker_url
-from ray_distill.students.job import TrainingJob, arm_plan, learn_of, losses_of
+from ray_distill.students.job import TrainingJob, arm_plan, learn_of
 from ray_distill.students.loop.best_result import Best, Ended, load_outcome, save_outcome
 from ray_distill.students.loop.pace import Pace
 from ray_distill.students.loop.train_loop import train_run
@@ -139,7 +139,7 @@ def _run_arm(workshop: Workshop, arm: Arm, pace: Pace, reporter: Reporter) -> St
 def _run(workshop: Workshop, arm: Arm, pace: Pace) -> TrainingRun:
     """Return an arm's run without its learning rate."""
     job, training = workshop.job, workshop.training
-    losses, kinds = losses_of(job.config, arm), learn_of(job.config).LOSSES
+    losses, kinds = arm.losses(workshop.losses), learn_of(job.config).LOSSES
     data = workshop.ceiling if arm.ceiling else workshop.train
     assert data is not None
     unknown = arm.ceiling and training.sampling is not None and training.sampling.by == "entropy"  # without a teacher
@@ -304,7 +304,7 @@ def _facts(
     assert outcome.ended is not None
     config, labels, teacher = workshop.job.config, workshop.job.labels, workshop.manifest.teacher
     losses = {
-        name: loss.model_dump(mode="json", exclude_defaults=True) for name, loss in losses_of(config, arm).items()
+        name: loss.model_dump(mode="json", exclude_defaults=True) for name, loss in arm.losses(workshop.losses).items()
     }
     mixture = config.student.mixture
     found: dict[str, Any] = redacted(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_distill.config import Campaign, TrainingConfig
+from ray_distill.config import Campaign, LossConfig, TrainingConfig
 from ray_distill.errors import ConfigError
 from ray_distill.labels.model.manifest import StoreManifest
 from ray_distill.models.core.model import Model
@@ -16,7 +16,7 @@ from ray_distill.students.arms import arm_rows
 from ray_distill.students.calibration.collect import Units
 from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.data.examples import Examples, PositionExamples
-from ray_distill.students.data.open_data import open_data
+from ray_distill.students.data.open_data import Opened, open_data
 from ray_distill.students.data.open_sources import example_columns, open_labels, open_sources
 from ray_distill.students.data.resampling import Shares, occurrences
 from ray_distill.students.engines.engine import check_compiler
@@ -24,6 +24,7 @@ from ray_distill.students.job import TrainingJob, learn_of
 from ray_distill.students.loop.pace import Pace, pace_of
 from ray_distill.students.loop.validation import Validator
 from ray_distill.students.measure_start import measure_start
+from ray_distill.students.objective.choose_temperature import chosen_temperature, with_temperature
 from ray_distill.students.objective.loss_settings import temperatures_of
 from ray_distill.students.objective.validate_losses import check_losses, check_retained_mass, labels_of, pairs_of
 from ray_distill.students.order.cursor import Index
@@ -50,6 +51,8 @@ class Workshop:
     validation: PositionExamples
     calibration: Units
     judge: Validator
+    losses: Mapping[str, LossConfig]
+    """Of the student, with the temperature that its labels decide."""
     pairs: Mapping[str, dict[int, int]]
     """Student layer to stored teacher layer, by the name of each loss of hidden states."""
     training: TrainingConfig
@@ -83,6 +86,7 @@ def open_workshop(job: TrainingJob, ranks: Ranks) -> Workshop:
     data = open_data(
         open_sources(config, labelled, model, layers=layers, teacher_rows_url=job.teacher_rows_url), training, ranks
     )
+    losses = with_temperature(losses, _temperature(job, manifest, data))
     train, mixture = data.train, config.student.mixture
     rows = arm_rows("student", losses, train, learn.LOSSES)
     shares = Shares(starts=data.sources, weights=mixture.weights) if mixture and mixture.how == "source" else None
@@ -104,10 +108,20 @@ def open_workshop(job: TrainingJob, ranks: Ranks) -> Workshop:
         validation=data.validation,
         calibration=data.calibration,
         judge=learn.validator(data.validation),
+        losses=losses,
         pairs=pairs,
         training=training,
         pace=pace_of(training, len(epoch.rows)),
     )
+
+
+def _temperature(job: TrainingJob, manifest: StoreManifest, data: Opened) -> float:
+    """Return the temperature that stands for auto: 1 for families whose models are not calibrated, and for mixtures."""
+    mixed = job.config.student.mixture is not None
+    several = len(manifest.distributions.temperatures) > 1
+    if mixed or not several or learn_of(job.config).CONFIDENCE is None:
+        return 1.0
+    return chosen_temperature(data.calibration())
 
 
 def _ceiling(

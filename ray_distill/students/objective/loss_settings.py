@@ -28,6 +28,8 @@ LossKinds = Mapping[str, type[Loss]]
 LayerMap = Literal["uniform", "last"] | dict[Annotated[int, pydantic.Field(ge=0)], Annotated[int, pydantic.Field(ge=0)]]
 #: Form in a configuration of the fields that mean the same in every loss.
 FORMS: Mapping[str, Any] = {"layers": LayerMap, "temperature": Temperature | Steps}
+#: A temperature that the labels decide (`choose_temperature`); before they are read, it is 1.
+AUTO = "auto"
 #: Fields that are not settings: the run measures them.
 MEASURED = frozenset({"scales"})
 
@@ -104,7 +106,7 @@ def stages_of(
     """
     if "temperature" not in settings:
         return [(0, {})]
-    value = settings["temperature"]
+    value = 1.0 if settings["temperature"] == AUTO else settings["temperature"]
     stages = value.step if isinstance(value, Steps) else ((0.0, value),)
     return [
         (start, {"temperature": temperature if temperatures is None else _declared(name, temperature, temperatures)})
@@ -171,6 +173,8 @@ def _fitting(where: str, value: Any, form: Any) -> Any:
     Raises:
         ConfigError: the value is invalid.
     """
+    if where.endswith(".temperature") and value == AUTO:
+        return value
     if where.endswith(".temperature") and isinstance(value, Mapping) and set(value) != {"step"}:
         raise ConfigError(
             f"{where}: a temperature steps through declared ones, as in {{step: [[0, 2], [0.5, 1]]}}, and does not "

@@ -16,7 +16,7 @@ from ray_distill.students.arms import arm_rows
 from ray_distill.students.calibration.collect import Units
 from ray_distill.students.data.build_examples import build_examples
 from ray_distill.students.data.examples import Examples, PositionExamples
-from ray_distill.students.data.open_data import Opened, open_data
+from ray_distill.students.data.open_data import open_data
 from ray_distill.students.data.open_sources import example_columns, open_labels, open_sources
 from ray_distill.students.data.resampling import Shares, occurrences
 from ray_distill.students.engines.engine import check_compiler
@@ -86,7 +86,8 @@ def open_workshop(job: TrainingJob, ranks: Ranks) -> Workshop:
     data = open_data(
         open_sources(config, labelled, model, layers=layers, teacher_rows_url=job.teacher_rows_url), training, ranks
     )
-    losses = with_temperature(losses, _temperature(job, manifest, data))
+    decided = 1.0 if config.student.mixture else chosen_temperature(data.calibration, confidence=learn.CONFIDENCE)
+    losses = with_temperature(losses, decided)
     train, mixture = data.train, config.student.mixture
     rows = arm_rows("student", losses, train, learn.LOSSES)
     shares = Shares(starts=data.sources, weights=mixture.weights) if mixture and mixture.how == "source" else None
@@ -113,15 +114,6 @@ def open_workshop(job: TrainingJob, ranks: Ranks) -> Workshop:
         training=training,
         pace=pace_of(training, len(epoch.rows)),
     )
-
-
-def _temperature(job: TrainingJob, manifest: StoreManifest, data: Opened) -> float:
-    """Return the temperature that stands for auto: 1 for families whose models are not calibrated, and for mixtures."""
-    mixed = job.config.student.mixture is not None
-    several = len(manifest.distributions.temperatures) > 1
-    if mixed or not several or learn_of(job.config).CONFIDENCE is None:
-        return 1.0
-    return chosen_temperature(data.calibration())
 
 
 def _ceiling(

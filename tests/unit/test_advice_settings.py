@@ -117,9 +117,9 @@ CASES: dict[str, Case] = {
     ),
     "undeclared temperature": (
         ROWS,
-        {"student.losses": {"soft": {"temperature": 4}}},
+        {"student.losses": {"soft": {"temperature": 8}}},
         "or declare it in labels.signal.temperatures",
-        {"labels.signal.temperatures": [1, 4]},
+        {"labels.signal.temperatures": [1, 8]},
     ),
     "source without a target": (
         PAIRS,

@@ -5,13 +5,14 @@ which other classes a row is like (Hinton et al., arXiv 1503.02531, §2). A teac
 was measured of the rule is in ``tests/benchmarks/README.md``, "Defaults of a training".
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
 from ray_distill.config import LossConfig
 from ray_distill.labels.model.distributions import Distributions, Floats
-from ray_distill.students.data.examples import PositionExamples
+from ray_distill.students.calibration.collect import Units
+from ray_distill.students.calibration.fit import Confidence
 from ray_distill.students.objective.loss_settings import AUTO
 
 #: Share of the greatest entropy that the softened teacher should have on average.
@@ -20,19 +21,24 @@ _SHARE = 0.3
 _ROWS = 10_000
 
 
-def chosen_temperature(units: Iterable[PositionExamples]) -> float:
-    """Return the smallest declared temperature from 1 at which the teacher's mean entropy is large enough.
+def chosen_temperature(units: Units, *, confidence: Confidence | None) -> float:
+    """Return the smallest declared temperature at which the teacher is unsure enough.
 
-    That is `_SHARE` of the logarithm of the number of classes; where it is nowhere reached, the greatest is returned.
-    1 is returned for drawn labels, for classes of a yes or no each, and without labels.
+    Its mean entropy is then `_SHARE` of the logarithm of the number of classes; where it is nowhere reached, the
+    greatest temperature is returned. 1 is returned for drawn labels, for classes of a yes or no each, and without
+    labels.
 
     Args:
-        units: the calibration split, unit by unit.
+        units: gives the calibration split, unit by unit.
+        confidence: the family's probabilities; None = its models are used at temperatures of their users' own, and
+            learn at 1.
     """
+    if confidence is None:
+        return 1.0
     sums, count, greatest = dict[float, float](), 0, 0.0
-    for unit in units:
+    for unit in units():
         found = unit.distributions
-        if found is None or found.draws is not None or found.family != "categorical":
+        if found is None or found.draws is not None or found.family != "categorical" or len(found.temperatures) == 1:
             return 1.0
         for column, temperature in enumerate(found.temperatures):
             if temperature >= 1:

@@ -98,7 +98,7 @@ def test_what_would_fail_after_the_teacher_is_paid_for_fails_before(
     """An undeclared temperature, hidden states nobody stores, an unknown loss and corruption, a missing teacher."""
     config = _write(
         tmp_path,
-        student={"losses": {"soft": {"temperature": 4}, "hidden": {}, "magic": {}}},
+        student={"losses": {"soft": {"temperature": 8}, "hidden": {}, "magic": {}}},
         evaluation={"corruptions": ["typos", "earthquake"]},
         labels={"teacher": {"model": "/nowhere/teacher"}},
     )

@@ -161,7 +161,7 @@ def test_classes_of_a_filled_store_are_compared(tmp_path: Path, teacher: str) ->
 
 def _fill(config: Campaign, *, mass: float, rows: int = 40) -> None:
     """Make the campaign's store, of one class a row with this mass and the rest in the tail."""
-    signal = config.labels.signal.model_copy(update={"estimator": "topk", "k": 1})
+    signal = config.labels.signal.model_copy(update={"estimator": "topk", "k": 1, "temperatures": (1.0,)})
     config = config.model_copy(update={"labels": config.labels.model_copy(update={"signal": signal})})
     space = AnswerSpace(names=CLASSES, size=len(CLASSES))
     manifest = make_manifest(config, TeacherFacts(fingerprint="t", space=space, layers=(), head_url=None, describe={}))

@@ -35,8 +35,10 @@ def distributions(scale: float, *, k: int = CLASSES, temperatures: tuple[float, 
     )
 
 
-def units(*found: Distributions | None) -> Any:
-    return [SimpleNamespace(distributions=one) for one in found]
+def chosen(*found: Distributions | None, confidence: Any = "softmax") -> float:
+    """The temperature by units with these distributions."""
+    units: list[Any] = [SimpleNamespace(distributions=one) for one in found]
+    return chosen_temperature(lambda: iter(units), confidence=confidence)
 
 
 def test_entropies_are_those_of_the_softened_softmax() -> None:
@@ -55,22 +57,23 @@ def test_what_is_outside_is_one_class_more() -> None:
     np.testing.assert_allclose(softened_entropies(distributions(3, k=4), 1), entropy(merged, axis=1), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("scale", "chosen"), [(1.0, 1.0), (8.0, 2.0), (20.0, 4.0), (1000.0, 4.0)])
-def test_a_surer_teacher_is_softened_more(scale: float, chosen: float) -> None:
+@pytest.mark.parametrize(("scale", "expected"), [(1.0, 1.0), (8.0, 2.0), (20.0, 4.0), (1000.0, 4.0)])
+def test_a_surer_teacher_is_softened_more(scale: float, expected: float) -> None:
     """The smallest that suffices, and the greatest where none does; the order of units and rows does not count."""
     found = distributions(scale)
-    assert chosen_temperature(units(found)) == chosen_temperature(units(found, found)) == chosen
-    assert chosen_temperature(units(distributions(scale, temperatures=(4.0, 1.0, 2.0)))) == chosen
+    assert chosen(found) == chosen(found, found) == expected
+    assert chosen(distributions(scale, temperatures=(4.0, 1.0, 2.0))) == expected
 
 
 def test_a_temperature_below_one_is_never_chosen() -> None:
     """It would hide what the teacher shows."""
-    assert chosen_temperature(units(distributions(1.0, temperatures=(0.5, 1.0)))) == 1.0
+    assert chosen(distributions(1.0, temperatures=(0.5, 1.0))) == 1.0
 
 
 def test_one_is_chosen_where_there_is_nothing_to_choose_by() -> None:
-    """Without labels or rows."""
-    assert chosen_temperature(units()) == chosen_temperature(units(None)) == 1.0
+    """Without labels or rows, with one temperature, and for families whose users choose the temperature."""
+    assert chosen() == chosen(None) == chosen(distributions(20.0, temperatures=(1.0,))) == 1.0
+    assert chosen(distributions(20.0), confidence=None) == 1.0
 
 
 def test_only_auto_is_replaced() -> None:

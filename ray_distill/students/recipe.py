@@ -29,8 +29,8 @@ _SHARES = {"teacher_layers": 0.5, "teacher_width": 0.5, "checkpoint": 0.1}
 STEP = 3.0
 #: Fewest and most rates that an arm tries.
 FEWEST_RATES, MOST_RATES = 3, 5
-#: Share of the best loss within which a smaller rate is preferred.
-_NEAR = 0.2
+#: Share of the best loss within which a smaller rate is preferred: what a short run likes is too large for a long one.
+_NEAR = 0.5
 #: Share of an arm's most steps that a run to try a rate has at most, where a pass is more.
 PROBE_SHARE = 0.05
 #: Fewest steps of that run, and the share of an arm's steps that it has at most.

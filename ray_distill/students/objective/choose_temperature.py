@@ -38,7 +38,10 @@ def chosen_temperature(units: Units, *, confidence: Confidence | None) -> float:
     sums, count, greatest = dict[float, float](), 0, 0.0
     for unit in units():
         found = unit.distributions
-        if found is None or found.draws is not None or found.family != "categorical" or len(found.temperatures) == 1:
+        if found is None:
+            return 1.0
+        assert isinstance(found, Distributions), "one unit is not joined of parts"
+        if found.draws is not None or found.family != "categorical" or len(found.temperatures) == 1:
             return 1.0
         for column, temperature in enumerate(found.temperatures):
             if temperature >= 1:

@@ -110,8 +110,9 @@ WITHOUT: Mapping[str, Mapping[str, Any]] = {
     "budget": {"training": {"epochs": 3}},
     "rates": {"training": {"learning_rate": 3e-4}},
     "batch": {"training": {"global_batch": 256}},
-    "soft labels alone": {"losses": {"soft": {}}},
-    "true labels as well": {"losses": {"soft": {}, "hard": {"weight": 0.5}}},
+    "temperature": {"losses": {"soft": {"weight": 0.9}, "hard": {"weight": 0.1}}},
+    "soft labels alone": {"losses": {"soft": {"temperature": "auto"}}},
+    "true labels as well": {"losses": {"soft": {"temperature": "auto"}, "hard": {"weight": 0.5}}},
 }
 
 #: By name the views of train rows (`snapshot.augment`) that are added to the defaults, and as a control no views in as

@@ -1,6 +1,7 @@
 """A whole text campaign, from a YAML file to a verdict and a served model; and again, with nothing left to do."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import mlflow
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 import ray
 
 from ray_distill.artifacts import Estimate, EvalReport, LabelSetRef, SnapshotRef, StudentRef, Verdict
+from ray_distill.config import StudentModel
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.models.io.load import load_model
 from ray_distill.promotion.chain import champion, read_chain
@@ -138,6 +140,21 @@ def test_the_student_is_a_registered_model_that_mlflow_serves(
     answers = served.predict(pd.DataFrame({"text": [text for text, _ in rows]}))
     right = sum(answer == label for answer, (_, label) in zip(answers["label"], rows, strict=True))
     assert right > 20
+
+
+def test_a_student_of_a_size_is_that_of_the_model_that_it_chooses(whole: WholeCampaign, tmp_path: Path) -> None:
+    """It is trained, its card states the size, and the same model by hand has nothing left to train."""
+    labels = whole.config.labels.model_copy(update={"store": whole.config.store_url})
+    training = whole.config.student.training.model_copy(update={"epochs": 1.0})
+    plain = whole.config.student.model_copy(update={"training": training, "model": StudentModel(), "size": 0.8})
+    config = whole.config.model_copy(update={"output": str(tmp_path / "out"), "labels": labels, "student": plain})
+    trained = campaign.train(config, whole.result.labels)
+    card = files.read_bytes(files.join(trained["student"].url, "README.md")).decode()
+    assert "| model: chosen by | `size 0.8: from teacher_layers, 1 of 2 layers: " in card
+    model = StudentModel.model_validate({"from": "teacher_layers", "keep": 1})
+    student = plain.model_copy(update={"model": model, "size": None})
+    assert campaign.train(config.model_copy(update={"student": student}), whole.result.labels) == trained
+    assert len(list((tmp_path / "out" / "students").iterdir())) == 1
 
 
 def test_a_second_run_skips_every_stage_and_never_starts_ray(

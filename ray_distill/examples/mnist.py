@@ -46,8 +46,13 @@ STUDENT_OVERRIDES = {"embedding_size": 16, "hidden_sizes": [16, 24], "depths": [
 TEACHER_STEPS, TEACHER_BATCH, TEACHER_RATE = 450, 64, 3e-3
 
 
-def write_sources(folder: Path, *, seed: int) -> tuple[Path, Path]:
+def write_sources(folder: Path, *, seed: int, shares: Splits = SPLIT_SHARES) -> tuple[Path, Path]:
     """Write ``teacher.parquet`` and ``traffic.parquet`` (``image``: PNG bytes, ``digit``).
+
+    Args:
+        folder: made if it is missing.
+        seed: of the parts.
+        shares: of the splits, by which labels are left out.
 
     Raises:
         ConfigError: the data set is not installed.
@@ -59,14 +64,14 @@ def write_sources(folder: Path, *, seed: int) -> tuple[Path, Path]:
     teacher, stream = folder / "teacher.parquet", folder / "traffic.parquet"
     images = [_png(pixels_NHW[row]) for row in traffic]
     _write(teacher, [_png(pixels_NHW[row]) for row in own], [CLASSES[digits_N[row]] for row in own])
-    _write(stream, images, annotate(images, [CLASSES[digits_N[row]] for row in traffic], seed=seed))
+    _write(stream, images, annotate(images, [CLASSES[digits_N[row]] for row in traffic], shares, seed))
     return teacher, stream
 
 
-def annotate(images: Sequence[bytes], labels: Sequence[str], *, seed: int) -> list[str | None]:
+def annotate(images: Sequence[bytes], labels: Sequence[str], shares: Splits, seed: int) -> list[str | None]:
     """Keep the labels outside the train split, and `LABELLED_TRAIN_ROWS` of those inside it."""
     ids = row_ids(pa.chunked_array([pa.array(images, pa.large_binary())]), "image")
-    split = split_by_id(ids, SPLIT_SHARES, seed)
+    split = split_by_id(ids, shares, seed)
     known: list[str | None] = [
         None if which == SPLITS.index("train") else label for which, label in zip(split, labels, strict=True)
     ]

@@ -96,7 +96,7 @@ def diagnose(
     student = known.get("student")
     if student is not None:
         found += _over_fitted(student)
-        found += _few_rows(student)
+        found += _few_rows(report, student)
         if "student" not in unfinished:
             found += _small(report, student)
         found += _behind_choices(report, student, entropy=teacher_entropy, unfinished=bool(unfinished))
@@ -150,12 +150,13 @@ def _over_fitted(curve: ArmCurve) -> Iterator[str]:
     )
 
 
-def _few_rows(curve: ArmCurve) -> Iterator[str]:
-    rows = int(curve.facts["training_rows"])
+def _few_rows(report: EvalReport, curve: ArmCurve) -> Iterator[str]:
+    rows, task = int(curve.facts["training_rows"]), get_task(report.task)
     if rows < _FEW:
+        views = " So are views of these rows (snapshot.augment)." if task.inputs.views else ""
         yield (
             f"{_begun(curve.arm)} was trained on {rows} rows, each {curve.passes_at(curve.last):.3g} times: more "
-            "inputs without labels in snapshot.source, which the teacher then labels, are likeliest to help."
+            f"inputs without labels in snapshot.source, which the teacher then labels, are likeliest to help.{views}"
         )
 
 

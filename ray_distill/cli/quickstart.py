@@ -21,8 +21,8 @@ from ray_distill.runtime.core.at_work import LOCK
 from ray_distill.storage.locks import at_work
 from ray_distill.tracking.sqlite_uri import sqlite_uri
 
-#: Few transfer rows, where the teacher's distributions are worth most beside its choices; and many test rows, so that it
-#: is beyond doubt.
+#: Few transfer rows, where the teacher's distributions are worth most beside its choices, and many test rows, which can
+#: establish that.
 SHARES = Splits(train=0.20, validation=0.05, calibration=0.05, test=0.70)
 
 

@@ -197,6 +197,7 @@ def test_what_it_leaves_can_be_used(ran: Ran) -> None:
     assert SweepResult.from_dict(files.read_json(f"{ran.result.url}/results.json")) == ran.result
     best = yaml.safe_load(files.read_bytes(f"{ran.result.url}/best.yaml"))
     assert "sweep" not in best
-    assert best["student"]["training"]["learning_rate"] > 1e-5
+    rates = {rate for trial in ran.result.trials if (rate := trial.changes.get("student.training.learning_rate"))}
+    assert 1e-5 in rates <= set(best["student"]["training"]["learning_rate"]), "baselines try what the sweep tried"
     assert Path(best["labels"]["store"], "store.json").is_file()
     assert json.loads(json.dumps(best)) == best

@@ -72,6 +72,22 @@ class Seen:
     """Units that failed, and that the teacher then answered in isolation."""
 
 
+def require_actors(resources: Resources, doing: str) -> None:
+    """Require room for the least number of teacher actors, and for reading beside them.
+
+    Actors must not reserve every CPU, else the tasks that read and write beside them would wait for ever.
+
+    Args:
+        resources: of the actors.
+        doing: what they do, for the message.
+
+    Raises:
+        ClusterError: there is no room.
+    """
+    actor = {"CPU": resources.cpus, "GPU": resources.gpus}
+    require_bundles([actor] * resources.actors[0] + [{"CPU": 1}], f"{doing} (teacher actors, and reading beside)")
+
+
 @contextlib.contextmanager
 def work_through(work: Work[R], units: Sequence[WorkUnit], seen: Seen) -> Iterator[Iterator[R]]:
     """Yield an iterator of receipts; at exit, commit all receipts that the block got.
@@ -82,11 +98,7 @@ def work_through(work: Work[R], units: Sequence[WorkUnit], seen: Seen) -> Iterat
         LabelError: the teacher fails on every row.
         ClusterError: the actors do not fit the cluster, or a stage failed.
     """
-    # Actors must not reserve every CPU, else the tasks that read and write beside them would wait for ever.
-    actor = {"CPU": work.resources.cpus, "GPU": work.resources.gpus}
-    require_bundles(
-        [actor] * work.resources.actors[0] + [{"CPU": 1}], f"{work.doing} (teacher actors, and reading beside)"
-    )
+    require_actors(work.resources, work.doing)
     # An execution that failed on its first block keeps its actors until its cycles are collected (Ray 2.60); the next
     # execution would wait for their resources for ever.
     gc.collect()

@@ -23,6 +23,7 @@ from ray_distill.runtime.labelling.calibrate_store import CALIBRATION_ROWS, cali
 from ray_distill.runtime.labelling.encode_write import LabelJob
 from ray_distill.runtime.labelling.identify_teacher import TeacherFacts, make_manifest
 from ray_distill.runtime.labelling.label_units import Labelled, label_units
+from ray_distill.runtime.labelling.pipeline import require_actors
 from ray_distill.runtime.labelling.teacher_quality import TeacherCheck, check_teacher, doubts, refuse_weak_teacher
 from ray_distill.runtime.stages.count_views import report_views
 from ray_distill.runtime.stages.kept_results import check_key, keep_check, kept_calibration, kept_check
@@ -111,6 +112,8 @@ def fill_store(
     exists = files.exists(files.join(config.store_url, MANIFEST_NAME))
     if exists:
         open_store(config.store_url).log.check_pins()  # before the teacher is loaded
+    else:
+        require_actors(config.labels.resources, "labelling")  # before the teacher runs to fit its head or is checked
     # A head fitted again, on newer rows, would be another teacher: a store keeps its first head.
     head_url = head_of(config.store_url) if exists else None
     facts = teacher_facts(config, snapshot, head_url)

@@ -5,10 +5,11 @@ The student never has them right, they are far below the rest, or the teacher is
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import pyarrow as pa
 
 from ray_distill.tasks.answers.classes.evaluation.by_class import ClassQuality, class_qualities
-from ray_distill.tasks.answers.classes.evaluation.measures import read_scores
+from ray_distill.tasks.answers.classes.evaluation.measures import Scores, read_scores
 
 #: Rows of a class below which nothing is reported about it.
 _ROWS = 5
@@ -26,10 +27,11 @@ def remarks(answers: Mapping[str, pa.Table], names: Sequence[str]) -> list[str]:
     if not len(labelled.weight_N):
         return []
     student = class_qualities(labelled)
-    found = [*_never(student, names), *_uneven(student, labelled.correct.mean(), names)]
+    classes = len(np.union1d(labelled.label_N, labelled.logp_NV.argmax(axis=1)))
+    found = [*_never(student, names), *_uneven(student, classes, accuracy=_accuracy(labelled), names=names)]
     if "teacher" in answers:
         teacher = read_scores(answers["teacher"]).labelled
-        found += _weak_teacher(class_qualities(teacher), teacher.correct.mean(), names)
+        found += _weak_teacher(class_qualities(teacher), _accuracy(teacher), names)
     return found
 
 
@@ -42,8 +44,12 @@ def _never(found: Sequence[ClassQuality], names: Sequence[str]) -> Iterator[str]
         )
 
 
-def _uneven(found: Sequence[ClassQuality], accuracy: float, names: Sequence[str]) -> Iterator[str]:
-    macro = sum(one.f1 for one in found) / len(found)
+def _accuracy(labelled: Scores) -> float:
+    return float(np.average(labelled.correct, weights=labelled.weight_N))
+
+
+def _uneven(found: Sequence[ClassQuality], classes: int, *, accuracy: float, names: Sequence[str]) -> Iterator[str]:
+    macro = sum(one.f1 for one in found) / classes  # classes that are predicted alone count with 0, as in the metric
     if accuracy - macro > _FAR:
         worst = sorted(found, key=lambda one: (one.f1, -one.recall.n))[:_LISTED]
         yield (

@@ -24,7 +24,7 @@ from ray_distill.students.job import TrainingJob, learn_of
 from ray_distill.students.loop.pace import Pace, pace_of
 from ray_distill.students.loop.validation import Validator
 from ray_distill.students.measure_start import measure_start
-from ray_distill.students.objective.choose_temperature import chosen_temperature, with_temperature
+from ray_distill.students.objective.choose_temperature import chosen_temperature, needs_temperature, with_temperature
 from ray_distill.students.objective.loss_settings import temperatures_of
 from ray_distill.students.objective.validate_losses import check_losses, check_retained_mass, labels_of, pairs_of
 from ray_distill.students.order.cursor import Index
@@ -86,8 +86,10 @@ def open_workshop(job: TrainingJob, ranks: Ranks) -> Workshop:
     data = open_data(
         open_sources(config, labelled, model, layers=layers, teacher_rows_url=job.teacher_rows_url), training, ranks
     )
-    decided = 1.0 if config.student.mixture else chosen_temperature(data.calibration, confidence=learn.CONFIDENCE)
-    losses = with_temperature(losses, decided)
+    if needs_temperature(losses):
+        mixed = config.student.mixture is not None
+        decided = 1.0 if mixed else chosen_temperature(data.calibration, confidence=learn.CONFIDENCE)
+        losses = with_temperature(losses, decided)
     train, mixture = data.train, config.student.mixture
     rows = arm_rows("student", losses, train, learn.LOSSES)
     shares = Shares(starts=data.sources, weights=mixture.weights) if mixture and mixture.how == "source" else None

@@ -76,6 +76,11 @@ def _information(p: Floats) -> Floats:
     return np.asarray(-p * np.log(np.where(p > 0, p, 1.0)))
 
 
+def needs_temperature(losses: Mapping[str, LossConfig]) -> bool:
+    """Return whether a loss leaves its temperature to the labels."""
+    return any(loss.settings.get("temperature") == AUTO for loss in losses.values())
+
+
 def with_temperature(losses: Mapping[str, LossConfig], temperature: float) -> dict[str, LossConfig]:
     """Return the losses with a temperature in the place of auto."""
     return {

@@ -19,4 +19,5 @@ def test_the_numbers_are_those_of_the_golden_file(task: str, tmp_path: Path) -> 
     found = golden(judge_tiny(task, tmp_path))
     assert list(found) == list(GOLDEN[task])
     for name, values in GOLDEN[task].items():
-        assert found[name] == pytest.approx(values, rel=1e-5, abs=2e-6, nan_ok=True), name
+        least = 2e-6 if name.startswith("difference.nll") else 1e-7
+        assert found[name] == pytest.approx(values, rel=1e-5, abs=least, nan_ok=True), name

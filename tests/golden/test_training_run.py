@@ -214,7 +214,8 @@ def test_all_arms_have_the_steps_of_the_student_and_rates_of_their_own(home: Pat
     for arm, found in facts.items():
         assert len(found["tried_rates"]) >= 3
         tried = found["tried_rates"]
-        assert tried[f"{found['learning_rate']:g}"] <= 1.2 * min(tried.values())
+        near = [float(rate) for rate, loss in tried.items() if loss <= 1.5 * min(tried.values())]
+        assert found["learning_rate"] == min(near)
         curve = read_curve(curve_url(str(tmp_path), arm))
         assert sorted(curve) == list(range(1, steps + 1))
         assert curve[falls]["learning_rate"] == found["learning_rate"] > curve[steps]["learning_rate"] > 0

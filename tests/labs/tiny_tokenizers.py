@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE, Unigram, WordPiece
 from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
@@ -98,6 +99,18 @@ def write_classifier(folder: Path, kind: str) -> TeacherConfig:
     ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return TeacherConfig(model=str(folder))
+
+
+def make_alike(folder: Path, *words: str) -> None:
+    """Give words of a saved classifier embeddings that are alike."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    (key,) = (name for name in state if name.endswith("embeddings.word_embeddings.weight"))
+    ids = [tokenizer(f"a {word}", add_special_tokens=False)["input_ids"][-1] for word in words]
+    noise = torch.randn(len(ids), state[key].shape[1], generator=torch.Generator().manual_seed(0))
+    state[key][ids] = state[key][ids[0]] + 0.2 * noise
+    save_file(state, path, metadata={"format": "pt"})
 
 
 def _wrapped(inner: Tokenizer, **names: str) -> Any:

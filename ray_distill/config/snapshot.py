@@ -92,7 +92,7 @@ class AugmentConfig(Section):
     kinds: Literal["auto"] | Annotated[dict[str, Strength], Field(min_length=1)] = Field(
         "auto",
         description="kinds of views with their strengths, above 0 and at most 1, e.g. {word_dropout: 0.1, cut: 0.5}; "
-        "auto: those that suit most data of the modality, at their own strengths",
+        "auto: those that suit most data of the modality, at their own strengths (never flip and neighbours)",
     )
     most_entropy: float | None = Field(
         None,

@@ -39,7 +39,7 @@ from ray_distill.snapshots.sources.resolve import describe_sources
 from ray_distill.storage import files
 from ray_distill.storage.portable import movable
 from ray_distill.tasks.catalogue import get_task
-from ray_distill.tasks.view_kinds import chosen_kinds
+from ray_distill.tasks.view_kinds import chosen_kinds, needs_neighbours
 
 
 class CampaignResult(Artifact):
@@ -211,15 +211,18 @@ def _report(notes: tuple[str, ...]) -> None:
 def snapshot_key(config: Campaign) -> str:
     """Return the key of everything that decides a snapshot.
 
-    Sources count by their files, of which each counts by name, size and time, to be cheap.
+    Sources count by their files, of which each counts by name, size and time, to be cheap; and so does the teacher if
+    views are made of its embeddings.
     """
+    task, teacher = get_task(config.task), config.labels.teacher.model
     settings = {
         "config": identity(_anywhere(config.snapshot)),
         "seed": config.seed,
         "task": config.task,
         "sources": describe_sources(config.snapshot),
         "classes": classes_key(config),
-        "views": [[one.name, one.strength] for one in chosen_kinds(config, get_task(config.task))],
+        "views": [[one.name, one.strength] for one in chosen_kinds(config, task)],
+        **({"teacher_files": label_stage.model_files(teacher)} if needs_neighbours(config, task) else {}),
     }
     return fingerprint(movable(settings, files.absolute(config.output_url)))
 

@@ -27,6 +27,14 @@ def wrong_views(config: Campaign, task: Task) -> list[str]:
     ]
 
 
+def needs_neighbours(config: Campaign, task: Task) -> bool:
+    """Return whether the campaign names a kind that replaces words by their neighbours."""
+    settings, known = config.snapshot.augment, task.inputs.views
+    if settings is None or settings.kinds == "auto":
+        return False
+    return any(name in known and known[name].of_neighbours is not None for name in settings.kinds)
+
+
 def chosen_kinds(config: Campaign, task: Task) -> tuple[Chosen, ...]:
     """Return the kinds of views with their strengths, by name; none without views.
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_distill.snapshots.augment.draw import PARTNERS, chances, kind_at, partner
-from ray_distill.snapshots.augment.kinds import Chosen
+from ray_distill.snapshots.augment.kinds import Chosen, with_neighbours
 from ray_distill.snapshots.augment.sorted_rows import ids_of
 from ray_distill.snapshots.augment.views import ViewMaker, with_followers
 from ray_distill.snapshots.identity import row_id
@@ -15,7 +15,11 @@ from ray_distill.tasks.inputs.text_views import TEXT_VIEWS
 IDS = st.binary(min_size=16, max_size=16)
 WORDS = st.sampled_from(["one", "two", "three", "日本", "ไทย", "x-y"])
 TEXTS = st.lists(st.lists(WORDS, min_size=1, max_size=6).map(" ".join), min_size=1, max_size=40, unique=True)
-CHOSEN = [Chosen(name=name, kind=kind, strength=kind.strength) for name, kind in sorted(TEXT_VIEWS.items())]
+NEAR = {"one": [("two", 0.6), ("three", 0.4)], "three": [("one", 1.0)]}
+CHOSEN = with_neighbours(
+    [Chosen(name=name, kind=kind, strength=kind.strength) for name, kind in sorted(TEXT_VIEWS.items())],
+    lambda word: NEAR.get(word, []),
+)
 
 
 def _rows(texts: list[str]) -> pa.Table:
@@ -66,7 +70,9 @@ def test_views_differ_from_their_rows_and_inherit_by_kind(texts, seed):
     for view in _views(rows, [], seed).to_pylist():
         assert view["row_id"] == row_id(view["text"].encode(), "text") != view["view_parent"]
         assert view["text"].strip() and view["view_partner"] != view["view_parent"]
-        assert view["label"] == (labels[view["view_parent"]] if view["view_partner"] is None else None)
+        labelled = view["view_kind"] in ("cut", "word_dropout")
+        assert view["label"] == (labels[view["view_parent"]] if labelled else None)
+        assert (view["view_partner"] is not None) == (view["view_kind"] == "span_mix")
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=12), st.integers(0, 20))

@@ -71,6 +71,12 @@ CASES: dict[str, Case] = {
         "snapshot.augment: .*damaged texts; leave it out",
         {"snapshot.augment": GONE},
     ),
+    "neighbours of a function": (
+        ROWS,
+        {"snapshot.augment": {"kinds": {"neighbours": 0.2, "cut": 0.5}}},
+        "snapshot.augment.kinds: .* is a function.*; name other kinds for this teacher",
+        {"snapshot.augment.kinds": {"cut": 0.5}},
+    ),
     "classes of a language model": (
         TOKENS,
         {"snapshot.classes": ["a", "b"]},

@@ -10,6 +10,7 @@ from ray_distill.promotion.chain import read_chain
 from ray_distill.promotion.rules import wrong_limits
 from ray_distill.runtime.core.class_names import unnamed_classes
 from ray_distill.runtime.core.lost_store import new_store_named
+from ray_distill.runtime.core.word_neighbours import wrong_neighbours
 from ray_distill.runtime.model_checks.check import check_models
 from ray_distill.runtime.training.label_mixture import check_mixture, temperatures_of
 from ray_distill.snapshots.sources.columns import InputColumn, source_columns
@@ -99,7 +100,7 @@ def _teacher_mistakes(config: Campaign) -> list[str]:
     if not is_factory(model) and not files.exists(model):
         return [f"labels.teacher.model: {model} does not exist; give a checkpoint's folder or URL, or module:function"]
     try:
-        return unnamed_classes(config)
+        return unnamed_classes(config) + wrong_neighbours(config)
     except DistillError as error:
         return [f"labels.teacher.model: {error}"]
 

@@ -8,15 +8,17 @@ from ray_distill.errors import SnapshotError
 from ray_distill.models.core.module_function import is_factory
 from ray_distill.models.io.teacher_names import function_names
 from ray_distill.runtime.core.class_names import numbers, teacher_names
+from ray_distill.runtime.core.word_neighbours import open_neighbours
 from ray_distill.runtime.labelling.bounded_task import run_teacher_task
 from ray_distill.snapshots.augment.add_views import add_views
+from ray_distill.snapshots.augment.kinds import with_neighbours
 from ray_distill.snapshots.label_reading.reading import ClassNames
 from ray_distill.snapshots.manifest import Truth
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.snapshots.take import take_snapshot
 from ray_distill.storage import files
 from ray_distill.tasks.catalogue import get_task
-from ray_distill.tasks.view_kinds import chosen_kinds
+from ray_distill.tasks.view_kinds import chosen_kinds, needs_neighbours
 
 _LABELS: Mapping[Truth, str] = {"class": "one class", "classes": "a set of classes", "none": "no label"}
 
@@ -37,11 +39,13 @@ def freeze(config: Campaign, sources: SnapshotConfig | None = None, *, empty_spl
 
     Raises:
         SnapshotError, StorageError: as `take_snapshot` and `add_views`.
-        ConfigError: ``snapshot.augment`` does not go with the task; nothing was read.
+        ConfigError: ``snapshot.augment`` does not go with the task or the teacher; no source was read.
         ModelError: the teacher's classes cannot be read.
     """
     task, chosen = get_task(config.task), sources or config.snapshot
     kinds, url = chosen_kinds(config, task), files.join(files.absolute(config.output_url), "snapshots")
+    if chosen.augment is not None and needs_neighbours(config, task):
+        kinds = with_neighbours(kinds, open_neighbours(config))
     taken = take_snapshot(
         chosen,
         input_column=task.inputs.column,

@@ -92,12 +92,12 @@ class ViewMaker:
     ) -> pa.Table:
         rows, numbers, found, views = (list(column) for column in zip(*kept, strict=True)) if kept else ([],) * 4
         parents, column = chunk.take(pa.array(rows, pa.int64())), chunk.schema.field(self.column)
-        mixed = pa.array([view.other is not None for view in views], pa.bool_())
+        unknown = [view.other is not None or not view.chosen.kind.keeps_label for view in views]
         labels = parents["label"].combine_chunks()
         own = {
             "row_id": pa.array(found, pa.binary(ROW_ID_BYTES)),
             self.column: pa.array([view.data for view in views], pa.large_binary()).cast(_large(column.type)),
-            "label": pc.if_else(mixed, pa.scalar(None, labels.type), labels),
+            "label": pc.if_else(pa.array(unknown, pa.bool_()), pa.scalar(None, labels.type), labels),
         }
         own[self.column] = own[self.column].cast(column.type)
         values = [own.get(name, parents[name]) for name in chunk.column_names]

@@ -1,6 +1,7 @@
 """Kinds of views: what each changes and leaves; and which campaigns have which."""
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,26 @@ from PIL import Image
 
 from ray_distill.config import Campaign, parse_config
 from ray_distill.errors import ConfigError
-from ray_distill.snapshots.augment.kinds import Kind
+from ray_distill.snapshots.augment.kinds import Chosen, Kind, with_neighbours
 from ray_distill.tasks.catalogue import TASKS, get_task
 from ray_distill.tasks.inputs.image_views import IMAGE_VIEWS
 from ray_distill.tasks.inputs.pixels import decode_image, encode_png
-from ray_distill.tasks.inputs.text_views import TEXT_VIEWS
-from ray_distill.tasks.view_kinds import chosen_kinds, wrong_views
+from ray_distill.tasks.inputs.text_views import TEXT_VIEWS, replace_words
+from ray_distill.tasks.view_kinds import chosen_kinds, needs_neighbours, wrong_views
 
 TEXT = b"The quick  brown fox\njumps over the lazy dog"
 OTHER = b"eleven other words of another row in a train split"
+#: Words with their neighbours.
+NEAR = {"quick": [("fast", 0.75), ("rapid", 0.25)], "Dog": [("Cat", 1.0)], "dog": [("cat", 1.0)]}
+
+
+def neighbours_of(word: str) -> list[tuple[str, float]]:
+    return NEAR.get(word, [])
+
+
+NEIGHBOURS = replace(TEXT_VIEWS["neighbours"], change=replace_words(neighbours_of))
+#: Kinds of texts, of which all can make views.
+KINDS = {**TEXT_VIEWS, "neighbours": NEIGHBOURS}
 
 
 def _generator(seed: int) -> np.random.Generator:
@@ -71,10 +83,55 @@ def test_span_mix_has_words_of_both_rows(seed: int) -> None:
     assert places == list(range(places[0], places[-1] + 1))
 
 
-@pytest.mark.parametrize("name", TEXT_VIEWS)
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"quick", {b"fast", b"rapid"}),
+        (b"the dog  sleeps\nnow", {b"the cat  sleeps\nnow"}),
+        ("„(dog!)“ …".encode(), {"„(cat!)“ …".encode()}),
+        (b"a Dog, a cat", {b"a Cat, a cat"}),
+        (b"dog's dog-like x.dog dog7 _dog DOG", set()),
+        ("dog\u0301 dog\u0941".encode(), set()),  # an accent and a vowel sign belong to the last letter
+        ("狗dog".encode(), {"狗cat".encode()}),
+        (b"no neighbours here", set()),
+    ],
+)
+def test_a_word_is_replaced_with_its_signs_in_place(text: bytes, expected: set[bytes]) -> None:
+    """At the least strength one word is; a word with other signs within, or without neighbours, is not."""
+    found = {NEIGHBOURS.change([text], 1e-9, _generator(seed)) for seed in range(30)}
+    assert found == (expected or {None})
+
+
+def test_words_are_replaced_by_chance_and_neighbours_drawn_by_weight() -> None:
+    """Strength 1 replaces all; else about that share of the words, and at least one."""
+    text = b" ".join([b"quick"] * 4000)
+    every = NEIGHBOURS.change([text], 1.0, _generator(0)) or b""
+    assert set(every.split()) == {b"fast", b"rapid"} and abs(every.count(b"fast") / 4000 - 0.75) < 0.03
+    some = NEIGHBOURS.change([text], 0.2, _generator(0)) or b""
+    assert abs(some.count(b"quick") / 4000 - 0.8) < 0.03
+    assert {NEIGHBOURS.change([b"dog dog dog"], 1e-9, _generator(seed)) for seed in range(40)} == {
+        b"cat dog dog",
+        b"dog cat dog",
+        b"dog dog cat",
+    }
+
+
+def test_a_kind_of_neighbours_makes_no_views_without_them() -> None:
+    """No view is silently missing."""
+    with pytest.raises(AssertionError, match="before `with_neighbours`"):
+        TEXT_VIEWS["neighbours"].change([TEXT], 0.2, _generator(0))
+    chosen = [Chosen(name=name, kind=kind, strength=0.5) for name, kind in TEXT_VIEWS.items()]
+    bound = {one.name: one.kind for one in with_neighbours(chosen, neighbours_of)}
+    assert bound["neighbours"].change([b"dog"], 0.5, _generator(0)) == b"cat"
+    assert {name: kind for name, kind in bound.items() if name != "neighbours"} == {
+        name: kind for name, kind in TEXT_VIEWS.items() if name != "neighbours"
+    }
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_a_view_of_a_text_is_another_text_and_the_same_chances_give_the_same(name: str) -> None:
     """At any strength: UTF-8 that is not blank."""
-    kind = TEXT_VIEWS[name]
+    kind = KINDS[name]
     for seed in range(30):
         strength = (0.01, kind.strength, 1.0)[seed % 3]
         found = kind.change([TEXT, OTHER][: 1 + kind.mixes], strength, _generator(seed))
@@ -86,7 +143,7 @@ def test_scripts_without_blanks_have_characters_as_words_and_one_word_has_no_vie
     """Else a Chinese text would be one word; characters are joined without blanks, words with one."""
     found = TEXT_VIEWS["word_dropout"].change(["今天天气很好。我们去公园".encode()], 0.3, _generator(1))
     assert found is not None and 3 < len(found.decode()) < 12 and b" " not in found
-    for kind in TEXT_VIEWS.values():
+    for kind in KINDS.values():
         assert kind.change([b"hello", OTHER], 0.5, _generator(0)) is None
     joined = TEXT_VIEWS["span_mix"].change([b"a b", b"c"], 0.5, _generator(0))
     assert joined in (b"c b", b"a c")
@@ -156,7 +213,8 @@ def test_every_task_has_views_or_refuses_them(task: str) -> None:
             chosen_kinds(config, found)
     else:
         assert wrong == [] and {one.name for one in chosen_kinds(config, found)} <= set(found.inputs.views)
-        assert "flip" not in {one.name for one in chosen_kinds(config, found)}
+        assert not {"flip", "neighbours"} & {one.name for one in chosen_kinds(config, found)}
+        assert not needs_neighbours(config, found)
     assert chosen_kinds(_config(task, None), found) == () and wrong_views(_config(task, None), found) == []
 
 
@@ -165,6 +223,10 @@ def test_kinds_are_named_with_their_strengths() -> None:
     image, text = get_task("image_classification"), get_task("text_classification")
     config = _config("image_classification", {"kinds": {"shift": 0.2, "flip": 0.5}})
     assert [(one.name, one.strength) for one in chosen_kinds(config, image)] == [("flip", 0.5), ("shift", 0.2)]
+    assert needs_neighbours(_config("text_classification", {"kinds": {"cut": 0.1, "neighbours": 0.2}}), text)
+    (none,) = wrong_views(_config("image_classification", {"kinds": {"neighbours": 0.2}}), image)
+    assert none.startswith("snapshot.augment.kinds: image_classification has no 'neighbours'; it has shift,")
+    assert not needs_neighbours(_config("image_classification", {"kinds": {"neighbours": 0.2}}), image)
     (wrong,) = wrong_views(_config("text_classification", {"kinds": {"word_dropuot": 0.1}}), text)
     assert wrong.startswith("snapshot.augment.kinds: text_classification has no 'word_dropuot'; it has word_dropout,")
     assert wrong.endswith("did you mean word_dropout?")
@@ -172,8 +234,6 @@ def test_kinds_are_named_with_their_strengths() -> None:
 
 def test_an_own_modality_brings_its_own_kinds_or_is_refused() -> None:
     """Nothing is known of how to change its inputs."""
-    from dataclasses import replace
-
     task = get_task("text_classification")
     bare = replace(task, inputs=replace(task.inputs, name="readings", views={}))
     (wrong,) = wrong_views(_config("text_classification", {}), bare)

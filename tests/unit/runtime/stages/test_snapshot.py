@@ -12,6 +12,7 @@ from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign, LabelsConfig, SnapshotConfig, parse_config
 from ray_distill.errors import ConfigError, SnapshotError
 from ray_distill.models.heads.fit_head import fitted_rows
+from ray_distill.models.io.embedding_table import read_neighbours
 from ray_distill.runtime.campaign import snapshot_key
 from ray_distill.runtime.labelling.identify_teacher import prepare_teacher
 from ray_distill.runtime.stages import label
@@ -23,6 +24,7 @@ from ray_distill.snapshots import SPLITS, open_snapshot, take_snapshot
 from ray_distill.snapshots.manifest import Truth
 from ray_distill.tasks.catalogue import TASKS
 from ray_distill.testing.models import write_tiny_text_model
+from tests.labs.tiny_tokenizers import SENTENCES, make_alike, write_classifier
 
 SNAPSHOT = SnapshotRef(url="u", fingerprint="s")
 
@@ -177,6 +179,69 @@ def test_kinds_and_strengths_decide_the_snapshot(tmp_path: Path) -> None:
     ]
     assert len({snapshot_key(config) for config in configs}) == 4
     assert label.key_of(configs[0], SNAPSHOT) != label.key_of(_with_views(tmp_path, most_entropy=0.9), SNAPSHOT)
+
+
+def _with_neighbours(folder: Path, teacher: str) -> Campaign:
+    """A campaign whose rows have words that are tokens of the tiny tokenizers."""
+    config = _with_views(folder, views=1, kinds={"neighbours": 0.5})
+    texts = [f"{sentence} {number}" for number in range(34) for sentence in SENTENCES]
+    pq.write_table(pa.table({"text": texts, "label": ["a", "b"] * (len(texts) // 2)}), folder / "traffic.parquet")
+    labels = LabelsConfig.model_validate({"teacher": {"model": teacher}, "signal": {"estimator": "topk", "k": 2}})
+    return config.model_copy(update={"labels": labels})
+
+
+def test_words_are_replaced_by_neighbours_in_the_teachers_embeddings(tmp_path: Path) -> None:
+    """Each differs from its row in words alone, of which the teacher has the neighbours; the same again elsewhere."""
+    folder = tmp_path / "teacher"
+    teacher = write_classifier(folder, "WordPiece")
+    make_alike(folder, "parcel", "invoice", "engine")
+    config = _with_neighbours(tmp_path, teacher.model)
+    derived = open_snapshot(freeze(config))
+    table = derived.read("train").to_pylist()
+    rows, views = (
+        {row["row_id"]: row for row in table if (row["view_parent"] is None) == plain} for plain in (True, False)
+    )
+    near, replaced = read_neighbours(teacher), 0
+    for view in views.values():
+        pairs = zip(rows[view["view_parent"]]["text"].split(), view["text"].split(), strict=True)
+        changed = [(before.strip(","), after.strip(",")) for before, after in pairs if before != after]
+        assert changed and all(after in dict(near(before)) for before, after in changed)
+        assert view["view_kind"] == "neighbours" and view["label"] is None
+        replaced += ("parcel", "invoice") in changed or ("invoice", "parcel") in changed
+    assert len(views) > 20 and replaced
+    again = freeze(config.model_copy(update={"output": str(tmp_path / "again")}))
+    assert again.fingerprint == derived.ref.fingerprint
+
+
+def test_the_teachers_files_decide_a_snapshot_of_neighbours(tmp_path: Path) -> None:
+    """A changed teacher makes other views; for other kinds the teacher does not count."""
+    folder = tmp_path / "teacher"
+    teacher = write_classifier(folder, "WordPiece")
+    config, plain = _with_neighbours(tmp_path, teacher.model), _with_views(tmp_path, kinds={"cut": 0.5})
+    plain = plain.model_copy(update={"labels": config.labels})
+    keys, first = [snapshot_key(config), snapshot_key(plain)], freeze(config)
+    assert [snapshot_key(config), snapshot_key(plain)] == keys
+    make_alike(folder, "the", "parcel", "not")
+    assert snapshot_key(config) != keys[0] and snapshot_key(plain) == keys[1]
+    assert freeze(config).fingerprint != first.fingerprint
+
+
+def test_a_teacher_without_embeddings_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    """By every command that needs the teacher, and by the one that only freezes; training does not read it."""
+    config = _with_neighbours(tmp_path, "ray_distill.testing.models:tiny_text_model")
+    config = config.model_copy(update={"snapshot": config.snapshot.model_copy(update={"source": "nowhere.parquet"})})
+    message = (
+        "snapshot.augment.kinds: neighbours of words need the teacher's token embeddings, and "
+        "ray_distill.testing.models:tiny_text_model is a function.*; name other kinds for this teacher"
+    )
+    with pytest.raises(ConfigError, match=message):
+        freeze(config)
+    with pytest.raises(ConfigError, match=message):
+        check(config)
+    check(config, teacher=False)
+    pieces = str(write_tiny_text_model(tmp_path / "pieces", ("a", "b"), 0))
+    with pytest.raises(ConfigError, match="has no tokens that are whole words; name other kinds for this teacher"):
+        freeze(config.model_copy(update={"labels": LabelsConfig.model_validate({"teacher": {"model": pieces}})}))
 
 
 def test_drift_is_measured_against_rows_not_views(tmp_path: Path) -> None:

@@ -106,6 +106,14 @@ def test_a_view_has_its_parents_columns_and_label_and_a_mix_has_no_label(parent:
             assert row["view_partner"] in rows and row["view_partner"] != row["view_parent"]
 
 
+def test_a_kind_that_may_change_the_class_gives_no_label(parent: Snapshot) -> None:
+    """Such views teach by the teacher's labels alone; they have no partner."""
+    kind = Kind(change=lambda inputs, strength, generator: inputs[0] + b" not", strength=1.0, keeps_label=False)
+    found = views_in(add(parent, [Chosen(name="negated", kind=kind, strength=1.0)], views=1))
+    assert len(found) == parent.manifest.splits["train"].rows
+    assert {(row["label"], row["view_partner"]) for row in found} == {(None, None)}
+
+
 def test_sets_of_classes_are_inherited_as_sets(tmp_path: Path) -> None:
     """The truth of a task with several labels a row, empty sets and unknown ones included."""
     pq.write_table(pa.table({"text": texts(80), "label": [["b", "a"], [], None, ["a"]] * 20}), tmp_path / "in.parquet")

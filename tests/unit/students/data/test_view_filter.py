@@ -62,7 +62,8 @@ def _lab(folder: Path, family: Family = "categorical") -> Lab:
     )
     url, truth = str(folder / "snapshots"), "class" if family == "categorical" else "classes"
     parent = open_snapshot(take_snapshot(config, input_column="text", seed=1, url=url, truth=truth))
-    chosen = [Chosen(name=name, kind=kind, strength=kind.strength) for name, kind in TEXT_VIEWS.items()]
+    automatic = {name: kind for name, kind in TEXT_VIEWS.items() if kind.automatic}
+    chosen = [Chosen(name=name, kind=kind, strength=kind.strength) for name, kind in automatic.items()]
     snapshot = open_snapshot(add_views(parent, chosen, views=2, seed=1, url=url, shard_rows=40))
     label_all(str(folder / "labels"), fake_manifest(unit_rows=7, family=family), snapshot)
     return Lab(folder=folder, parent=parent, snapshot=snapshot, labels=open_store(str(folder / "labels")).ref(snapshot))

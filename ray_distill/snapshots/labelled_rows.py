@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ray_distill.snapshots.manifest import SnapshotManifest
 
@@ -39,3 +40,14 @@ def in_words(manifest: SnapshotManifest) -> str:
         f"{name} {found.labelled:,} of {found.rows:,}{notes.get(name, '')}"
         for name, found in labelled_rows(manifest).items()
     )
+
+
+def views_in_words(counts: Mapping[str, Any]) -> str:
+    """Return how many train rows are views, of how many rows, and the views by kind.
+
+    Args:
+        counts: `SnapshotManifest.view_counts`.
+    """
+    kinds = ", ".join(f"{kind} {rows:,}" for kind, rows in counts["kept"].items())
+    made = f"{sum(counts['kept'].values()):,} train rows are views of the other {counts['rows']:,}"
+    return f"{made} ({kinds})" if kinds else made

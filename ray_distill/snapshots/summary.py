@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from ray_distill.snapshots.label_reading.messages import counted, shown
+from ray_distill.snapshots.labelled_rows import views_in_words
 from ray_distill.snapshots.manifest import LabelsRead, SnapshotManifest, SplitCounts, Truth
 
 #: How many classes a row has, by kind of truth, where it is not one.
@@ -46,12 +47,8 @@ def _splits(manifest: SnapshotManifest) -> Iterator[str]:
 def _views(manifest: SnapshotManifest) -> Iterator[str]:
     counts = manifest.view_counts
     if counts is not None:
-        kinds = ", ".join(f"{kind} {rows:,}" for kind, rows in counts["kept"].items())
         left_out = ", ".join(f"{rows:,} {reason}" for reason, rows in counts["left_out"].items())
-        yield (
-            f"  {sum(counts['kept'].values()):,} train rows are views of the other {counts['rows']:,} ({kinds})"
-            f"{left_out and f'; left out: {left_out}'}"
-        )
+        yield f"  {views_in_words(counts)}{left_out and f'; left out: {left_out}'}"
 
 
 def _by_class(counts: SplitCounts) -> str:

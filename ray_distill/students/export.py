@@ -12,6 +12,7 @@ from ray_distill.errors import DistillError, TrainingError
 from ray_distill.models.core.checkpoint_files import is_saved, read_facts
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.save import save_model
+from ray_distill.snapshots.labelled_rows import views_in_words
 from ray_distill.storage import files
 from ray_distill.storage.scratch import Scratch
 from ray_distill.storage.sealed import read_document, write_sealed
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 #: Name of the fact that has an arm's `Calibration`.
 _CALIBRATION = "calibration"
+#: Name of the fact with the counts of views in the snapshot that an arm learnt from: `SnapshotManifest.view_counts`.
+VIEWS = "views"
 _TRAIN_AGAIN = "delete it to train this arm again"
 
 
@@ -136,10 +139,14 @@ def model_card(arm: str, model: Model, best: Best, facts: Mapping[str, Any]) -> 
         "| | |",
         "|---|---|",
     ]
-    lines += [f"| {name.replace('_', ' ')} | {_shown(facts[name])} |" for name in facts if name != _CALIBRATION]
+    listed = [name for name in facts if name not in (_CALIBRATION, VIEWS)]
+    lines += [f"| {name.replace('_', ' ')} | {_shown(facts[name])} |" for name in listed]
     lines += [f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in best.score.metrics.items()]
     lines += [f"| model: {name.replace('_', ' ')} | {_shown(value)} |" for name, value in model.describe.items()]
     lines += ["", f"The weights are those after step {best.step}, the best on the validation split."]
+    if VIEWS in facts:
+        made = views_in_words(facts[VIEWS])
+        lines += ["", f"In the snapshot, {made}; the table has the rows that this model learnt from."]
     if _CALIBRATION in facts:
         found = Calibration.from_dict(facts[_CALIBRATION])
         lines += ["", f"Calibration: {found.in_words}. Validation results are from before it."]

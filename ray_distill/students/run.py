@@ -27,7 +27,7 @@ from ray_distill.students.checkpoints.store import prune
 from ray_distill.students.data.resampling import occurrences
 from ray_distill.students.engines.build import build_engine
 from ray_distill.students.engines.engine import checkpoint_activations, compile_module
-from ray_distill.students.export import export_arm, exported_arm, marker_url
+from ray_distill.students.export import VIEWS, export_arm, exported_arm, marker_url
 from ray_distill.students.job import TrainingJob, arm_plan, learn_of
 from ray_distill.students.loop.best_result import Best, Ended, load_outcome, save_outcome
 from ray_distill.students.loop.pace import Pace
@@ -320,6 +320,7 @@ def _facts(
             "losses": losses,
             "training_rows": len(np.unique(run.rows)),
             **_rows_by_teacher(run),
+            **({} if workshop.views is None or arm.ceiling else {VIEWS: workshop.views}),
             "weigh_by": run.training.weigh_by,
             "steps": outcome.ended.steps,
             "decay_from": outcome.ended.decay_from,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -47,6 +48,8 @@ class Workshop:
     """Number of the first row of each unit of ``train``."""
     shares: Shares | None
     """Shares of the mixed sources."""
+    views: Mapping[str, Any] | None
+    """Counts of the campaign's own views, as `SnapshotManifest.view_counts`."""
     ceiling: Examples | None
     validation: PositionExamples
     calibration: Units
@@ -107,6 +110,7 @@ def open_workshop(job: TrainingJob, ranks: Ranks) -> Workshop:
         train=train,
         units=data.units,
         shares=shares,
+        views=snapshot.manifest.view_counts,
         ceiling=ceiling,
         validation=data.validation,
         calibration=data.calibration,

@@ -7,6 +7,8 @@ from ray_distill.config import Campaign
 from ray_distill.labels.store.reader import open_label_set
 from ray_distill.runtime.core import console
 from ray_distill.runtime.core.connection import on_cluster
+from ray_distill.snapshots.labelled_rows import views_in_words
+from ray_distill.snapshots.manifest import SnapshotManifest
 from ray_distill.snapshots.reader import open_snapshot
 from ray_distill.students.data.view_filter import filter_views
 from ray_distill.tracking.base import Run
@@ -35,6 +37,18 @@ def count_views(labels: LabelSetRef, most_entropy: float) -> dict[str, int]:
     snapshot = open_snapshot(labels.snapshot)
     found = filter_views(snapshot, open_label_set(labels, snapshot), most_entropy)
     return {"teach": found.kept, "unsure": len(found.unsure)}
+
+
+def describe_views(manifest: SnapshotManifest, counts: dict[str, Any] | None) -> dict[str, str]:
+    """Return a fact for the review page: the views by kind, and how many of them teach.
+
+    Args:
+        manifest: of the labelled snapshot; nothing is returned for one without views.
+        counts: of `report_views`, if they were recorded.
+    """
+    if manifest.view_counts is None:
+        return {}
+    return {"views": "; ".join([views_in_words(manifest.view_counts), *([in_words(counts)] if counts else [])])}
 
 
 def in_words(counts: dict[str, Any]) -> str:

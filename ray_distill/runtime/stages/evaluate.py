@@ -28,7 +28,7 @@ from ray_distill.runtime.core.session import Session, Stage
 from ray_distill.runtime.core.task_progress import TaskProgress, followed
 from ray_distill.runtime.forecast.plan_report import FORECAST_LOST
 from ray_distill.runtime.stages import label
-from ray_distill.runtime.stages.count_views import in_words as views_in_words
+from ray_distill.runtime.stages.count_views import describe_views
 from ray_distill.runtime.stages.judge import Judged, judge_students
 from ray_distill.runtime.stages.read_training import calibrations, curves_of, diagnosed, loss_history, rows_of
 from ray_distill.snapshots.labelled_rows import in_words
@@ -349,14 +349,14 @@ def _drift(session: Session) -> DriftReport | None:
 def _provenance(session: Session, report: EvalReport, curves: Sequence[ArmCurve]) -> dict[str, str]:
     labels, labelled = report.student.labels, session.last("label")
     views = None if labelled is None else labelled["result"].get("views")
-    chosen_by = session.config.student.model.chosen_by
+    chosen_by, manifest = session.config.student.model.chosen_by, open_snapshot(labels.snapshot).manifest
     return {
         "configuration": session.config.fingerprint,
         "snapshot": f"{labels.snapshot.fingerprint} at {labels.snapshot.url}",
-        "labelled rows": in_words(open_snapshot(labels.snapshot).manifest),
+        "labelled rows": in_words(manifest),
         "labels": f"{labels.fingerprint} at {labels.store}",
         "rows": "; ".join(map(rows_of, curves)),
-        **({"views": views_in_words(views)} if views else {}),
+        **describe_views(manifest, views),
         "student": f"{report.student.fingerprint} at {report.student.url}",
         **({} if chosen_by is None else {"student chosen by": chosen_by}),
         "evaluation": f"{report.fingerprint} at {report.url}",

@@ -11,7 +11,7 @@ import torch
 from ray_distill.artifacts import Calibration, LabelSetRef, SnapshotRef
 from ray_distill.models.core.model import Model
 from ray_distill.models.io.load import load_model
-from ray_distill.students.export import export_arm, exported_arm, exported_calibration
+from ray_distill.students.export import export_arm, exported_arm, exported_calibration, model_card
 from ray_distill.students.loop.best_result import Best
 from ray_distill.students.loop.validation import Score
 from ray_distill.students.process_group import Ranks
@@ -101,4 +101,12 @@ def test_an_arm_is_calibrated_before_its_decision_is_fitted(model: Model, tmp_pa
     assert told is not None and told.temperature == 2 and (told.ece_before, told.rows) == (0.2, 90)
     card = (Path(ref.url) / "README.md").read_text()
     assert f"Calibration: {found.in_words}. Validation results are from before it." in card
-    assert "| calibration |" not in card
+    assert "| calibration |" not in card and "views" not in card
+
+
+def test_the_card_states_the_views_among_the_rows(model: Model) -> None:
+    """How many, of how many rows, of which kinds; without views it is silent, as the test above shows."""
+    counts = {"rows": 1200, "views": 2400, "kept": {"cut": 1100, "neighbours": 90}, "left_out": {"unchanged": 1210}}
+    card = model_card("student", model, best_of(model), {"campaign": "c", "task": "t", "views": counts})
+    stated = "In the snapshot, 1,190 train rows are views of the other 1,200 (cut 1,100, neighbours 90); the table has"
+    assert stated in card and "| views |" not in card

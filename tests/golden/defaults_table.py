@@ -16,8 +16,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ import torch
 from ray_distill.artifacts import LabelSetRef
 from ray_distill.config import Campaign, parse_config
 from ray_distill.evaluation.predict.rows import join_predictions
-from ray_distill.examples import mnist, newsgroups
 from ray_distill.labels.store.label_store import open_store
 from ray_distill.models.core.checkpoint_files import read_facts
 from ray_distill.models.heads.fit_head import fitted_rows_url
@@ -42,67 +40,11 @@ from ray_distill.students.job import TrainingJob
 from ray_distill.students.run import run_arms
 from ray_distill.students.telemetry.reporter import SilentReporter
 from ray_distill.tasks.answers.classes.evaluation.measures import compare, measure
+from tests.golden.default_sets import DATA
 from tests.golden.hidden_table import HOW, answers_of, cell, label_here, say, tested_rows
 
 STUDENT, TRUE, TEACHERS = "student", "baseline_hard_labels", "baseline_teacher_hard_labels"
 
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """A data set with its teacher, and a size of the student."""
-
-    task: str
-    prepare: Callable[[Path], Path]
-    columns: Mapping[str, str]
-    splits: Mapping[str, float]
-    teacher: Mapping[str, Any]
-    model: Mapping[str, Any]
-    seed: int
-    """Of the splits, by which the data set has few labels in the train split alone."""
-    own: tuple[str, ...] = ()
-    """Sources of the teacher's own rows, which are left out."""
-
-
-DATA: Mapping[str, Data] = {
-    "digits": Data(
-        task=mnist.TASK,
-        prepare=mnist.prepare,
-        columns={"image": "image", "label": "digit"},
-        splits=mnist.SPLIT_SHARES.model_dump(),
-        teacher={"model": "teacher"},
-        model={"from": "config", "overrides": mnist.STUDENT_OVERRIDES},
-        seed=mnist.SEED,
-        own=("teacher.parquet",),
-    ),
-    "few_digits": Data(
-        task=mnist.TASK,
-        prepare=mnist.prepare,
-        columns={"image": "image", "label": "digit"},
-        splits={"train": 0.1, "validation": 0.05, "calibration": 0.05, "test": 0.8},
-        teacher={"model": "teacher"},
-        model={"from": "config", "overrides": mnist.STUDENT_OVERRIDES},
-        seed=mnist.SEED,
-        own=("teacher.parquet",),
-    ),
-    "newsgroups": Data(
-        task="text_classification",
-        prepare=newsgroups.prepare,
-        columns={"text": "text", "label": "group"},
-        splits=newsgroups.SPLIT_SHARES.model_dump(),
-        teacher={"model": "minilm", "head": {"pool": "mean"}, "max_length": 128},
-        model={"from": "teacher_layers", "keep": 1, "max_length": 64},
-        seed=newsgroups.SEED,
-    ),
-    "newsgroups-words": Data(
-        task="text_classification",
-        prepare=newsgroups.prepare,
-        columns={"text": "text", "label": "group"},
-        splits=newsgroups.SPLIT_SHARES.model_dump(),
-        teacher={"model": "minilm", "head": {"pool": "mean"}, "max_length": 128},
-        model={"from": "teacher_layers", "keep": 0},
-        seed=newsgroups.SEED,
-    ),
-}
 
 #: By name the settings in whose place a default is: what trained students before, or a part that is left out.
 WITHOUT: Mapping[str, Mapping[str, Any]] = {

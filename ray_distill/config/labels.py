@@ -110,7 +110,8 @@ class SignalConfig(Section):
     estimator: Literal["dense", "topk", "sampled", "hybrid"] = Field(
         "dense",
         description="what stands for the distribution (MATHS.md §1): every class; the k likeliest and the "
-        "mass of the rest; draws; the k likeliest exactly and draws from the rest",
+        "mass of the rest; draws; the k likeliest exactly and draws from the rest; default: dense, and of language "
+        "models draws in the compact encoding (topk where k, temperatures or the engine ask for it)",
     )
     k: int = Field(
         64,
@@ -126,7 +127,7 @@ class SignalConfig(Section):
         "(labels/format/codecs)",
     )
     temperatures: tuple[Temperature, ...] = Field(
-        (1.0,),
+        _FREE,
         min_length=1,
         description="temperatures training may use, 0.01 to 1,000 (MATHS.md §3); default: 1, 2 and 4 with the "
         "estimator dense, of which no temperature costs a byte, else 1",
@@ -134,9 +135,9 @@ class SignalConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _free_ones(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "temperatures" not in value and value.get("estimator", "dense") == "dense":
-            return {**value, "temperatures": _FREE}
+    def _one_alone(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "temperatures" not in value and value.get("estimator", "dense") != "dense":
+            return {**value, "temperatures": (1.0,)}
         return value
 
     @field_validator("temperatures", mode="after")

@@ -102,8 +102,9 @@ def train_network(
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
     table = pq.read_table(rows)
-    names = {"id2label": dict(enumerate(classes)), "label2id": {name: i for i, name in enumerate(classes)}}
-    answers = torch.tensor([names["label2id"][name] for name in table[label].to_pylist()])
+    numbers = {name: number for number, name in enumerate(classes)}
+    names = {"id2label": dict(enumerate(classes)), "label2id": numbers}
+    answers = torch.tensor([numbers[name] for name in table[label].to_pylist()])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ResNetForImageClassification(ResNetConfig(**config, **names))

@@ -20,7 +20,7 @@ from ray_distill.runtime.core import console
 from ray_distill.runtime.core.class_names import classes_key
 from ray_distill.runtime.core.session import Session, absolute, open_session
 from ray_distill.runtime.forecast.labelled_test_rows import what_test_rows_establish
-from ray_distill.runtime.model_checks.choose_student import sized
+from ray_distill.runtime.model_checks.decide import decided
 from ray_distill.runtime.stages import evaluate as evaluate_stage
 from ray_distill.runtime.stages import generate
 from ray_distill.runtime.stages import label as label_stage
@@ -62,7 +62,7 @@ class CampaignResult(Artifact):
 
 def snapshot(config: Campaign) -> SnapshotRef:
     """Freeze the configured source; see `take_snapshot`."""
-    with open_session(sized(config)) as session:
+    with open_session(decided(config)) as session:
         return _snapshot(session)
 
 
@@ -76,7 +76,7 @@ def write(config: Campaign, snapshot: SnapshotRef) -> SnapshotRef:
         LabelError: too many prompts got no answer, or the teacher or the scorer fails.
         SnapshotError: the filters leave a split empty.
     """
-    with open_session(sized(config)) as session:
+    with open_session(decided(config)) as session:
         return generate.write(session, snapshot)
 
 
@@ -88,7 +88,7 @@ def label(config: Campaign, snapshot: SnapshotRef) -> LabelSetRef:
         StoreMismatch: the store was made for another teacher or signal.
         DistillError: as `preflight`; the student is checked where `student.model` is given.
     """
-    config = _sized(config)
+    config = _decided(config)
     _report(preflight(config, student=names_student(config)))
     with open_session(config, shared=True) as session:
         return label_stage.label(session, snapshot)
@@ -102,7 +102,7 @@ def train(config: Campaign, labels: LabelSetRef, *, resume: bool = True) -> dict
         labels: the result of `label`.
         resume: keep finished arms and continue from checkpoints; False deletes both.
     """
-    config = _sized(config)
+    config = _decided(config)
     _report(preflight(config, teacher=False))
     with open_session(config) as session:
         return train_stage.train(session, labels, resume=resume)
@@ -110,13 +110,13 @@ def train(config: Campaign, labels: LabelSetRef, *, resume: bool = True) -> dict
 
 def evaluate(config: Campaign, students: Mapping[str, StudentRef]) -> EvalReport:
     """Evaluate the student beside teacher, baselines and champion on the test split."""
-    with open_session(sized(config)) as session:
+    with open_session(decided(config)) as session:
         return evaluate_stage.evaluate(session, students)
 
 
 def promote(config: Campaign, report: EvalReport) -> Decision:
     """Decide, record the decision, register the student and, on PROMOTE, point the alias at it."""
-    with open_session(sized(config)) as session:
+    with open_session(decided(config)) as session:
         return promote_stage.promote(session, report)
 
 
@@ -126,7 +126,7 @@ def verify_alias(config: Campaign) -> AliasReport:
     Raises:
         PromotionError: the alias names a version, and the chain has promoted no student.
     """
-    with open_session(sized(config)) as session:
+    with open_session(decided(config)) as session:
         found = follow_chain(session, move=True)
     if found.wrong:
         raise PromotionError(found.wrong)
@@ -140,7 +140,7 @@ def relabel(config: Campaign, source: str | None = None) -> RelabelReport:
         config: the campaign; its snapshot must have been labelled.
         source: file, folder or glob of the newer traffic; default: ``snapshot.source`` read again.
     """
-    config = sized(config)
+    config = decided(config)
     preflight(config, student=False)
     with open_session(config) as session:
         return relabel_source(session, source)
@@ -148,7 +148,7 @@ def relabel(config: Campaign, source: str | None = None) -> RelabelReport:
 
 def run(config: Campaign) -> CampaignResult:
     """Run all stages; skip finished ones, and report that they were skipped."""
-    config = _sized(config)
+    config = _decided(config)
     _report(preflight(config))
     with open_session(config) as session:
         frozen = _snapshot(session)
@@ -183,7 +183,7 @@ def sweep(config: Campaign) -> SweepResult:
         DistillError: the teacher cannot be used; no trial has started.
         TrainingError: every trial has failed.
     """
-    config = with_preset(_sized(config))
+    config = with_preset(_decided(config))
     trials = checked_trials(config)
     _report(check_trial_models(absolute(config), trials))
     with open_session(config, sweep=True) as session:
@@ -195,10 +195,10 @@ def sweep(config: Campaign) -> SweepResult:
         return run_sweep.sweep(session, frozen, trials)
 
 
-def _sized(config: Campaign) -> Campaign:
-    """Return `sized`, and report what was chosen."""
-    found = sized(config)
-    if found is not config:
+def _decided(config: Campaign) -> Campaign:
+    """Return `decided`, and report what was chosen."""
+    found = decided(config)
+    if found.student.model is not config.student.model:
         console.report(f"student: {found.student.model.chosen_by}")
     return found
 

@@ -12,7 +12,8 @@ from ray_distill.config.trials import Trial
 from ray_distill.promotion.rules import in_words, limits_of
 from ray_distill.runtime.core.class_names import describe_classes
 from ray_distill.runtime.core.session import absolute, record_line
-from ray_distill.runtime.model_checks.choose_student import describe_student, sized
+from ray_distill.runtime.model_checks.choose_student import describe_student
+from ray_distill.runtime.model_checks.decide import decided
 from ray_distill.runtime.stages.judge import requested_corruptions
 from ray_distill.runtime.stages.preflight import preflight
 from ray_distill.runtime.sweep.check_trial_models import check_trial_models
@@ -27,7 +28,7 @@ from ray_distill.tasks.view_kinds import chosen_kinds
 
 def plan(config: Campaign) -> list[str]:
     """Describe what `run` would do, one line per stage; run nothing."""
-    config = sized(config)
+    config = decided(config)
     notes = (*preflight(config, call=True), *_unmeasured(config))
     task, damages = get_task(config.task), requested_corruptions(config)
     sources = describe_sources(config.snapshot)
@@ -51,7 +52,7 @@ def plan(config: Campaign) -> list[str]:
 
 def plan_sweep(config: Campaign) -> list[str]:
     """Describe what `sweep` would do, one line per trial; run nothing."""
-    config = with_preset(sized(config))
+    config = with_preset(decided(config))
     trials, own = checked_trials(config), absolute(config)
     notes = check_trial_models(own, trials, call=True)
     lines = [*_sweep_lines(own, trials), f"record     {record_line(own)}"]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_distill.artifacts import Estimate
-from ray_distill.config import Campaign, StudentModel, TeacherConfig
+from ray_distill.config import Campaign, SignalConfig, StudentModel, TeacherConfig
 from ray_distill.labels.model.distributions import Distributions, Family
 from ray_distill.labels.model.part_specs import AnswerSpace
 from ray_distill.labels.model.ragged import RaggedArray
@@ -87,6 +87,14 @@ class ModelFacet(Protocol):
         self, logits_NV: Tensor, request: LabelRequest, row_ids: pa.Array | None = None, places: Places | None = None
     ) -> Distributions:
         """Reduce logits on their device to what is stored; arguments and errors as `reduce_logits`."""
+
+    def stored_form(self, signal: SignalConfig, given: Sequence[str]) -> SignalConfig:
+        """Return the stored form of distributions where ``labels.signal.estimator`` is left open.
+
+        Args:
+            signal: the settings.
+            given: estimators that the teacher's engine has of the family.
+        """
 
     def limit_entries(self, k: int, space: AnswerSpace, url: str) -> int:
         """Return the number of classes to store of each position where ``labels.signal.k`` is ``k``.

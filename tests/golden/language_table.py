@@ -15,8 +15,6 @@ interval is of the test documents (the mean of the seeds' own, which is no narro
 
 import argparse
 import json
-import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,7 @@ from typing import Any
 
 import torch
 
-from ray_distill.artifacts import Estimate, LabelSetRef, SnapshotRef, StudentRef
+from ray_distill.artifacts import LabelSetRef, SnapshotRef, StudentRef
 from ray_distill.config import Campaign, load_config, parse_config
 from ray_distill.evaluation.measures.intervals import Resampling
 from ray_distill.evaluation.predict.panel import Panel
@@ -43,6 +41,7 @@ from ray_distill.students.telemetry.reporter import SilentReporter
 from ray_distill.tasks.answers.tokens.evaluation.measures import compare, measure
 from ray_distill.tasks.answers.tokens.evaluation.predictions import predict_documents
 from ray_distill.tasks.catalogue import TASKS
+from tests.golden.hidden_table import cell, say
 
 CONFIG = Path(__file__).parents[2] / "jobs" / "configs" / "docstrings.yaml"
 STORES: Mapping[str, tuple[str, ...]] = {
@@ -142,7 +141,7 @@ def _train(
     for seed in asked.seeds:
         ref = _train_one(asked, arm, labels, seed, rates)
         rates = (files.read_json(files.join(ref.url, "ray_distill.json"))["metadata"]["learning_rate"],)
-        _say(f"{arm}, seed {seed}: rate {rates[0]:g}, {ref.url}")
+        say(f"{arm}, seed {seed}: rate {rates[0]:g}, {ref.url}")
         found.append(ref)
     return found, rates
 
@@ -179,20 +178,20 @@ def _measure(asked: Asked, stores: Mapping[str, LabelSetRef], students: Mapping[
     measured = {name: measure(table, how) for name, table in tables.items()}
     theirs = measured["teacher"]
     tokens = int(sum(tables["teacher"]["tokens"].to_pylist()))
-    _say(
+    say(
         f"\n{rows.num_rows} test documents, {tokens:,} tokens; the teacher: NLL {theirs['nll'].value:.3f}, "
         f"ECE {theirs['ece'].value:.3f}\n"
     )
-    _say(f"| labels | bytes a token | {' | '.join(METRICS.values())} | KL less that of top 50, tail bucket |")
-    _say("|" + "---|" * (len(METRICS) + 3))
+    say(f"| labels | bytes a token | {' | '.join(METRICS.values())} | KL less that of top 50, tail bucket |")
+    say("|" + "---|" * (len(METRICS) + 3))
     for arm in asked.arms:
         own = [f"{arm}/{seed}" for seed in asked.seeds]
-        cells = [_cell([measured[name][metric] for name in own]) for metric in METRICS]
+        cells = [cell([measured[name][metric] for name in own]) for metric in METRICS]
         against = [f"topk/{seed}" for seed in asked.seeds]
         less = (
             "–"
             if arm == "topk" or against[0] not in tables
-            else _cell(
+            else cell(
                 [
                     compare(tables[one], tables[other], how)["kl_from_teacher"]
                     for one, other in zip(own, against, strict=True)
@@ -201,8 +200,8 @@ def _measure(asked: Asked, stores: Mapping[str, LabelSetRef], students: Mapping[
             )
         )
         size = "–" if arm == "hard" else f"{_bytes(stores[ARMS[arm][0]]):.1f}"
-        _say(f"| {ARMS[arm][2]} | {size} | {' | '.join(cells)} | {less} |")
-    _say(
+        say(f"| {ARMS[arm][2]} | {size} | {' | '.join(cells)} | {less} |")
+    say(
         "\n"
         + json.dumps(
             {
@@ -211,21 +210,6 @@ def _measure(asked: Asked, stores: Mapping[str, LabelSetRef], students: Mapping[
             }
         )
     )
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
-def _cell(found: Sequence[Estimate], sign: str = "") -> str:
-    """Mean over seeds, interval over documents, half the range of the seeds."""
-    mean = found[0].with_changes(
-        **{name: math.fsum(getattr(one, name) for one in found) / len(found) for name in ("value", "low", "high")}
-    )
-    values = [one.value for one in found]
-    spread = f" ± {(max(values) - min(values)) / 2:.3f}" if len(found) > 1 else ""
-    return f"{mean.value:{sign}.3f} ({mean.low:{sign}.3f}–{mean.high:{sign}.3f}){spread}"
 
 
 def _bytes(labels: LabelSetRef) -> float:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from torch import nn
 
-from ray_distill.config import TeacherConfig
+from ray_distill.config import SignalConfig, TeacherConfig
 from ray_distill.errors import ModelError, TeacherRefused
 from ray_distill.labels.model.part_specs import AnswerSpace
 
@@ -123,6 +123,11 @@ def logits_shape(width: int) -> tuple[int | None, ...]:
 
 def separate(module: nn.Module) -> None:
     """Return None: there is one answer a row, and no position to choose."""
+
+
+def stored_form(signal: SignalConfig, given: Sequence[str]) -> SignalConfig:
+    """Return the settings as they are: every class is stored."""
+    return signal
 
 
 def limit_entries(k: int, space: AnswerSpace, url: str) -> int:

@@ -34,7 +34,7 @@ from ray_distill.runtime.forecast.rehearsal import Rehearsed, rehearse
 from ray_distill.runtime.labelling.bounded_task import run_teacher_task, teacher_facts
 from ray_distill.runtime.labelling.calibrate_store import CALIBRATION_ROWS
 from ray_distill.runtime.labelling.identify_teacher import make_manifest
-from ray_distill.runtime.model_checks.choose_student import sized
+from ray_distill.runtime.model_checks.decide import decided
 from ray_distill.runtime.stages.kept_results import keep_calibration, kept_calibration
 from ray_distill.runtime.stages.label import head_of
 from ray_distill.runtime.stages.preflight import names_student, preflight
@@ -67,7 +67,7 @@ def plan(config: Campaign) -> PlanReport:
         LabelError: none of the probed rows can be labelled.
         ClusterError: the actors do not fit the cluster, or a part of the probe failed.
     """
-    config = with_preset(sized(config))
+    config = with_preset(decided(config))
     if config.sweep is not None:
         checked_trials(config)
     preflight(config, student=names_student(config))

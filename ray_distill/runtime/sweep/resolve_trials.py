@@ -18,7 +18,7 @@ from ray_distill.models.core.checkpoint_files import read_facts
 from ray_distill.redact import redacted
 from ray_distill.runtime.core.class_names import with_teacher_names
 from ray_distill.runtime.core.session import absolute
-from ray_distill.runtime.model_checks.choose_student import sized
+from ray_distill.runtime.model_checks.decide import decided
 from ray_distill.runtime.stages.preflight import check, unknown_objective
 from ray_distill.runtime.sweep.trial_worker import STOPPED, PlannedTrial, StoppedTrial, read_marker
 from ray_distill.runtime.training.label_mixture import mixed_labels
@@ -47,7 +47,7 @@ def checked_trials(config: Campaign) -> tuple[Trial, ...]:
     for trial in expand(config):
         own = with_teacher_names(absolute(trial.config))
         try:
-            own = sized(own)
+            own = decided(own)
             check(own)
         except (ConfigError, ModelError, TeacherRefused) as error:
             wrong.add(trial.name, error)

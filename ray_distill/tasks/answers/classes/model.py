@@ -23,6 +23,7 @@ from ray_distill.models.core.row_classes import (
     separate,
     space,
     space_of,
+    stored_form,
 )
 from ray_distill.models.heads.logistic import fit_classes, require_every_class
 from ray_distill.models.students.kind import StudentKind
@@ -41,6 +42,7 @@ __all__ = [
     "separate",
     "space",
     "space_of",
+    "stored_form",
 ]
 
 FAMILY: Final[Family] = "categorical"

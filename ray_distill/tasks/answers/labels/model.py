@@ -28,6 +28,7 @@ from ray_distill.models.core.row_classes import (
     separate,
     space,
     space_of,
+    stored_form,
 )
 from ray_distill.models.heads.logistic import fit_each, require_both_answers
 from ray_distill.models.students.kind import StudentKind
@@ -46,6 +47,7 @@ __all__ = [
     "separate",
     "space",
     "space_of",
+    "stored_form",
 ]
 
 FAMILY: Final[Family] = "bernoulli"

@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy.typing as npt
 from torch import nn
 
-from ray_distill.config import StudentModel, TeacherConfig
+from ray_distill.config import SignalConfig, StudentModel, TeacherConfig
 from ray_distill.errors import ConfigError, ModelError
 from ray_distill.labels.model.distributions import Family
 from ray_distill.labels.model.part_specs import AnswerSpace
@@ -60,6 +60,16 @@ def separate(module: nn.Module) -> tuple[nn.Module, nn.Linear] | None:
         return body_and_head(module)
     except ModelError:
         return None
+
+
+def stored_form(signal: SignalConfig, given: Sequence[str]) -> SignalConfig:
+    """Return draws in the compact encoding: of a vocabulary they are the smallest form, and without bias.
+
+    Settings that only the likeliest tokens have, ``k`` and temperatures, or an engine that cannot draw, make it those.
+    """
+    asked = {"k", "temperatures"} & signal.model_fields_set
+    form = {"estimator": "topk" if asked or "sampled" not in given else "sampled", "encoding": "compact"}
+    return SignalConfig.model_validate({**form, **signal.model_dump(exclude_unset=True)})
 
 
 def limit_entries(k: int, space: AnswerSpace, url: str) -> int:

@@ -76,6 +76,8 @@ class Data:
     """Of the splits, by which the data set has few labels in the train split alone."""
     own: tuple[str, ...] = ()
     """Sources of the teacher's own rows, which are left out."""
+    fresh: Mapping[str, Any] | None = None
+    """A student of the same shape with drawn weights; None = its weights are drawn."""
 
 
 def prepare_spam(folder: Path) -> Path:
@@ -201,12 +203,16 @@ _POSTS = Data(
     splits=newsgroups.SPLIT_SHARES.model_dump(),
     teacher={"model": "minilm", "head": {"pool": "mean"}, "max_length": 128},
     model={"from": "teacher_layers", "keep": 1, "max_length": 64},
+    fresh={"from": "config", "overrides": {"num_hidden_layers": 1}, "max_length": 64},
     seed=newsgroups.SEED,
 )
 _SPAM = replace(
     _POSTS, prepare=prepare_spam, columns={"text": "text", "label": "kind"}, splits=SHARES.model_dump(), seed=SEED
 )
-_WORDS = {"from": "teacher_layers", "keep": 0}
+_WORDS: dict[str, Any] = {
+    "model": {"from": "teacher_layers", "keep": 0},
+    "fresh": {"from": "config", "overrides": {"num_hidden_layers": 0}},
+}
 DATA: Mapping[str, Data] = {
     "digits": _DIGITS,
     "few_digits": replace(_DIGITS, splits={"train": 0.1, "validation": 0.05, "calibration": 0.05, "test": 0.8}),
@@ -218,9 +224,9 @@ DATA: Mapping[str, Data] = {
         seed=SEED,
     ),
     "newsgroups": _POSTS,
-    "newsgroups-words": replace(_POSTS, model=_WORDS),
+    "newsgroups-words": replace(_POSTS, **_WORDS),
     "spam": _SPAM,
-    "spam-words": replace(_SPAM, model=_WORDS),
+    "spam-words": replace(_SPAM, **_WORDS),
     "packages": replace(_SPAM, prepare=prepare_packages),
-    "packages-words": replace(_SPAM, prepare=prepare_packages, model=_WORDS),
+    "packages-words": replace(_SPAM, prepare=prepare_packages, **_WORDS),
 }

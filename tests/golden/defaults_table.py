@@ -43,6 +43,7 @@ from ray_distill.tasks.answers.classes.evaluation.measures import compare, measu
 from tests.golden.default_sets import DATA
 from tests.golden.hidden_table import HOW, answers_of, cell, label_here, say, tested_rows
 
+FRESH = "the teacher's weights"
 STUDENT, TRUE, TEACHERS = "student", "baseline_hard_labels", "baseline_teacher_hard_labels"
 
 
@@ -54,12 +55,21 @@ WITHOUT: Mapping[str, Mapping[str, Any]] = {
     "batch": {"training": {"global_batch": 256}},
     "temperature": {"losses": {"soft": {"weight": 0.9}, "hard": {"weight": 0.1}}},
     "soft labels alone": {"losses": {"soft": {"temperature": "auto"}}},
+    FRESH: {},
     "true labels as well": {"losses": {"soft": {"temperature": "auto"}, "hard": {"weight": 0.5}}},
 }
 
-#: By name the views of train rows (`snapshot.augment`) that are added to the defaults, and as a control no views in as
-#: many steps as four of them take.
+#: By name what is added to the defaults: the teacher's last hidden state, views of train rows (`snapshot.augment`),
+#: and as a control no views in as many steps as four of them take.
 WITH: Mapping[str, Mapping[str, Any]] = {
+    "hidden states": {
+        "hidden": {"layers": [-1], "pool": "mean"},
+        "losses": {
+            "soft": {"weight": 0.9, "temperature": "auto"},
+            "hard": {"weight": 0.1},
+            "hidden": {"kind": "cosine", "layers": "last"},
+        },
+    },
     **{f"views {views}": {"augment": {"views": views}} for views in (1, 2, 4)},
     "views 2 that keep the class": {"augment": {"views": 2, "kinds": {"shift": 0.1, "crop": 0.3, "colour": 0.3}}},
     "views 2 that mix": {"augment": {"views": 2, "kinds": {"mixup": 0.5, "cutmix": 0.5}}},
@@ -82,6 +92,7 @@ def main() -> None:
     for data in asked.data:
         folder = asked.folder.resolve() / data
         names = tuple(dict.fromkeys(("", *asked.without, *asked.added)))
+        names = tuple(name for name in names if name != FRESH or DATA[data].fresh is not None)
         labels = {name: _labelled(folder, data, name) for name in names}
         for name in names:
             for seed in asked.seeds:
@@ -92,6 +103,7 @@ def main() -> None:
 def _config(folder: Path, data: str, student: Mapping[str, Any], name: str = "") -> Campaign:
     found = DATA[data]
     training = {"engine": "torch", "cpus": 1, **student.get("training", {})}
+    added = WITH.get(name, {})
     return absolute(
         parse_config(
             {
@@ -104,11 +116,12 @@ def _config(folder: Path, data: str, student: Mapping[str, Any], name: str = "")
                     "columns": dict(found.columns),
                     "splits": dict(found.splits),
                     "exclude": [str(folder / own) for own in found.own],
-                    "augment": WITH.get(name, {}).get("augment"),
+                    "augment": added.get("augment"),
                 },
                 "labels": {
                     "teacher": {**found.teacher, "model": str(folder / found.teacher["model"])},
-                    "store": str(folder / "labels"),
+                    "hidden": added.get("hidden", {}),
+                    "store": str(folder / ("labels-hidden" if "hidden" in added else "labels")),
                 },
                 "student": {"model": dict(found.model), **student, "training": training},
                 "tracking": {"enabled": False},
@@ -118,15 +131,15 @@ def _config(folder: Path, data: str, student: Mapping[str, Any], name: str = "")
 
 
 def _labelled(folder: Path, data: str, name: str) -> LabelSetRef:
-    """Return the labels of the rows, with the views of an entry of `WITH`; and keep the teacher's seconds."""
+    """Return the labels of the rows, with the views or states of an entry of `WITH`; keep the teacher's seconds."""
     if not (folder / "traffic.parquet").exists():
         DATA[data].prepare(folder)
-    if "augment" not in WITH.get(name, {}):
+    if not {"augment", "hidden"} & WITH.get(name, {}).keys():
         name = ""
     kept = folder / (f"labels-{_file(name)}.json" if name else "labels.json")
     if not kept.exists():
         config, seconds = _config(folder, data, {}, name), list[float]()
-        head_url = head_of(config.store_url) if name else None
+        head_url = head_of(str(folder / "labels")) if name else None
         kept.write_text(label_here(config, head_url, seconds).to_json())
         (folder / f"seconds-{_file(name)}.json").write_text(json.dumps(sum(seconds)))
         say(f"{data} {name}: labelled in {sum(seconds):.1f} s")
@@ -143,7 +156,7 @@ def _teacher_seconds(folder: Path, labels: LabelSetRef) -> float:
 
 
 def _file(name: str) -> str:
-    return name.replace(" ", "-") or "defaults"
+    return name.replace(" ", "-").replace("'", "") or "defaults"
 
 
 def _name(left_out: str, seed: int) -> str:
@@ -157,9 +170,11 @@ def _train(
     name, results, started = _name(left_out, seed), folder / "results", time.monotonic()
     if (results / f"{name}.json").exists():
         return
-    changed = {key: item for key, item in {**WITHOUT, **WITH}[left_out].items() if key != "augment"}
+    changed = {key: item for key, item in {**WITHOUT, **WITH}[left_out].items() if key in ("training", "losses")}
+    if left_out == FRESH:
+        changed["model"] = DATA[data].fresh
     changed["training"] = {**changed.get("training", {}), **changes}
-    config, head = _config(folder, data, changed, left_out), head_of(labels.store)
+    config, head = _config(folder, data, changed, left_out), head_of(str(folder / "labels"))
     refs = run_arms(
         TrainingJob(
             config=config,

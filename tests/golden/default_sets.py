@@ -210,8 +210,12 @@ _SPAM = replace(
     _POSTS, prepare=prepare_spam, columns={"text": "text", "label": "kind"}, splits=SHARES.model_dump(), seed=SEED
 )
 _WORDS: dict[str, Any] = {
-    "model": {"from": "teacher_layers", "keep": 0, "vocabulary": {"tokens": 12_000}},
-    "fresh": {"from": "config", "overrides": {"num_hidden_layers": 0}, "vocabulary": {"tokens": 12_000}},
+    "model": {"from": "teacher_layers", "keep": 0, "vocabulary": {"tokens": 18_000}},
+    "fresh": {
+        "from": "config",
+        "overrides": {"num_hidden_layers": 0, "hidden_dropout_prob": 0.0},
+        "vocabulary": {"tokens": 18_000},
+    },
 }
 DATA: Mapping[str, Data] = {
     "digits": _DIGITS,

@@ -91,7 +91,8 @@ def take_layers(
         depth = depth_of(teacher_config, url)
         kept = _layers_of(config, depth, choice)
         facts = {} if choice is None else {"removed_layers": list(choice.removed), "kl_after_removal": list(choice.kl)}
-        return Taken(overrides=shorter(teacher_config, kept), kept={"": kept}, depths={"": depth}, facts=facts)
+        overrides = shorter(teacher_config, kept) | ({} if kept else _without_dropout(teacher_config))
+        return Taken(overrides=overrides, kept={"": kept}, depths={"": depth}, facts=facts)
     if config.keep is None or config.layers != "evenly":
         raise ConfigError(
             f"student.model.layers is {_shown(config.layers)}, and the teacher {url} is an encoder-decoder, whose "
@@ -102,6 +103,18 @@ def take_layers(
     kept_counts = {ENCODER: config.keep_encoder or config.keep, DECODER: config.keep}
     halves = {part: evenly_spaced(kept_counts[part], depth) for part, depth in depths.items()}
     return Taken(overrides={names[part]: len(kept) for part, kept in halves.items()}, kept=halves, depths=depths)
+
+
+def _without_dropout(teacher_config: Any) -> dict[str, float]:
+    """Return overrides that end every dropout of a student without layers.
+
+    The mean over the tokens takes most of its noise away, and on a CPU it takes half of a step's time.
+    """
+    return {
+        name: 0.0
+        for name, value in teacher_config.to_dict().items()
+        if isinstance(value, float) and name.endswith(("dropout", "dropout_prob"))
+    }
 
 
 def _layers_of(config: StudentModel, depth: int, choice: LayerChoice | None) -> tuple[int, ...]:

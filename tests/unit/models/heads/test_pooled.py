@@ -91,6 +91,17 @@ def test_layers_come_from_the_encoder(encoder: Path) -> None:
     assert not torch.equal(heads[0], heads[2])
 
 
+def test_a_student_without_layers_drops_nothing_out(encoder: Path) -> None:
+    """It answers while it is trained as it does later; students with layers drop states out as their teacher did."""
+    batch = tiny_tokenizer()(["abc", "12 345 de"], padding=True, padding_side="right", return_tensors="pt")
+    trained = {shape: _student(encoder, **SHAPES[shape]).module.train() for shape in ("no layers", "layers")}
+    equal = {
+        shape: torch.equal(forward(module, batch).logits_BV, forward(module, batch).logits_BV)
+        for shape, module in trained.items()
+    }
+    assert equal == {"no layers": True, "layers": False}
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_shape_is_saved_and_loads(encoder: Path, tmp_path: Path, shape: str) -> None:
     """A saved student gives the same logits here, in plain transformers, and where it is served without the package."""

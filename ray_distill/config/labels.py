@@ -111,7 +111,7 @@ class SignalConfig(Section):
         "dense",
         description="what stands for the distribution (MATHS.md §1): every class; the k likeliest and the "
         "mass of the rest; draws; the k likeliest exactly and draws from the rest; default: dense, and of language "
-        "models draws in the compact encoding (topk where k, temperatures or the engine ask for it)",
+        "models draws in the compact encoding (topk where k, temperatures or the engine need it)",
     )
     k: int = Field(
         64,

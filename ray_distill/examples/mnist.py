@@ -88,10 +88,10 @@ def train_teacher(rows: Path, folder: Path, *, seed: int) -> Path:
 def train_network(
     rows: Path, folder: Path, *, label: str, classes: Sequence[str], config: Mapping[str, Any], seed: int
 ) -> Path:
-    """Train a residual network on grey images of 28 × 28 pixels, randomly distorted, and save it as a checkpoint.
+    """Train a residual network on grey images, randomly distorted, and save it.
 
     Args:
-        rows: a Parquet file of ``image`` (encoded) and ``label``.
+        rows: a Parquet file of ``image`` (encoded, 28 × 28 pixels) and ``label``.
         folder: of the checkpoint.
         label: the column of the classes.
         classes: in the order of the answers.

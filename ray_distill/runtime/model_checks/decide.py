@@ -1,4 +1,4 @@
-"""Decide what a campaign leaves open and no training is needed for: the stored form of labels, and the student's shape.
+"""Decide what a campaign leaves open: the stored form of labels, the student's shape.
 
 The campaign is then the one that a file with these settings describes, with the same keys.
 """
@@ -10,7 +10,7 @@ from ray_distill.teachers.engines import engine_of
 
 
 def decided(config: Campaign) -> Campaign:
-    """Return the campaign with the estimator of its labels, and with the model that a size of the student stands for.
+    """Return the campaign with an estimator of labels, and a model for the student's size.
 
     Raises:
         ConfigError, ModelError, StorageError: as `sized`.

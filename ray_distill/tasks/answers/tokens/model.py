@@ -67,8 +67,8 @@ def stored_form(signal: SignalConfig, given: Sequence[str]) -> SignalConfig:
 
     Settings that only the likeliest tokens have, ``k`` and temperatures, or an engine that cannot draw, make it those.
     """
-    asked = {"k", "temperatures"} & signal.model_fields_set
-    form = {"estimator": "topk" if asked or "sampled" not in given else "sampled", "encoding": "compact"}
+    likeliest = {"k", "temperatures"} & signal.model_fields_set
+    form = {"estimator": "topk" if likeliest or "sampled" not in given else "sampled", "encoding": "compact"}
     return SignalConfig.model_validate({**form, **signal.model_dump(exclude_unset=True)})
 
 

@@ -63,7 +63,7 @@ def separate(module: nn.Module) -> tuple[nn.Module, nn.Linear] | None:
 
 
 def stored_form(signal: SignalConfig, given: Sequence[str]) -> SignalConfig:
-    """Return draws in the compact encoding: of a vocabulary they are the smallest form, and without bias.
+    """Return draws in the compact encoding, of all forms the smallest, and without bias.
 
     Settings that only the likeliest tokens have, ``k`` and temperatures, or an engine that cannot draw, make it those.
     """

@@ -4,9 +4,9 @@
     python -m tests.golden.defaults_table FOLDER --data digits --without rates --seeds 0      a small part of them
 
 Each student is trained beside its two baselines with the defaults of `config`, and again with one of them left out
-(`WITHOUT`): what that costs is what the default is worth. `--with` adds views of train rows (`WITH`), and prints the
-teacher's seconds for them. All is done in this process, without Ray, by plain torch in one thread. What is finished is
-not done again: the same command goes on where it was.
+(`WITHOUT`): what that costs is what the default is worth. `--with` adds what is no default (`WITH`), and prints the
+teacher's seconds for views of train rows. All is done in this process, without Ray, by plain torch in one thread. What
+is finished is not done again: the same command goes on where it was.
 
 A number is the mean over the seeds; its interval is of the test rows (the mean of the seeds' own), and behind ± is half
 the range of the seeds. Differences are paired, row by row and seed by seed.
@@ -121,7 +121,7 @@ def _config(folder: Path, data: str, student: Mapping[str, Any], name: str = "")
                 "labels": {
                     "teacher": {**found.teacher, "model": str(folder / found.teacher["model"])},
                     "hidden": added.get("hidden", {}),
-                    "store": str(folder / ("labels-hidden" if "hidden" in added else "labels")),
+                    "store": str(folder / _store(name)),
                 },
                 "student": {"model": dict(found.model), **student, "training": training},
                 "tracking": {"enabled": False},
@@ -139,11 +139,16 @@ def _labelled(folder: Path, data: str, name: str) -> LabelSetRef:
     kept = folder / (f"labels-{_file(name)}.json" if name else "labels.json")
     if not kept.exists():
         config, seconds = _config(folder, data, {}, name), list[float]()
-        head_url = head_of(str(folder / "labels")) if name else None
+        head_url = head_of(str(folder / _store(""))) if name else None
         kept.write_text(label_here(config, head_url, seconds).to_json())
-        (folder / f"seconds-{_file(name)}.json").write_text(json.dumps(sum(seconds)))
+        (folder / f"seconds-{_store(name)}-{_file(name)}.json").write_text(json.dumps(sum(seconds)))
         say(f"{data} {name}: labelled in {sum(seconds):.1f} s")
     return LabelSetRef.from_json(kept.read_text())
+
+
+def _store(name: str) -> str:
+    """Return the folder of an entry's labels: states are stored beside distributions of their own."""
+    return "labels-hidden" if "hidden" in WITH.get(name, {}) else "labels"
 
 
 def _teacher_seconds(folder: Path, labels: LabelSetRef) -> float:
@@ -151,7 +156,7 @@ def _teacher_seconds(folder: Path, labels: LabelSetRef) -> float:
     counts, store = open_snapshot(labels.snapshot).manifest.view_counts, open_store(labels.store)
     views = 0 if counts is None else sum(counts["kept"].values())
     store.log.refresh()
-    seconds = sum(json.loads(path.read_text()) for path in folder.glob("seconds-*.json"))
+    seconds = sum(json.loads(path.read_text()) for path in folder.glob(f"seconds-{_store('')}-*.json"))
     return views * seconds / max(1, int(store.ledger.counts("rows").sum()))
 
 
@@ -174,7 +179,7 @@ def _train(
     if left_out == FRESH:
         changed["model"] = DATA[data].fresh
     changed["training"] = {**changed.get("training", {}), **changes}
-    config, head = _config(folder, data, changed, left_out), head_of(str(folder / "labels"))
+    config, head = _config(folder, data, changed, left_out), head_of(str(folder / _store("")))
     refs = run_arms(
         TrainingJob(
             config=config,
@@ -221,8 +226,10 @@ def _show(folder: Path, data: str, sets: Mapping[str, LabelSetRef], seeds: Seque
     lines = [("defaults", "", STUDENT), ("same, true labels", "", TRUE), ("same, teacher's hard labels", "", TEACHERS)]
     for name in sets:
         if name:
-            added = f"with: {name} ({_teacher_seconds(folder, sets[name]):.1f} s of the teacher)"
-            lines.append((added if name in WITH else f"without: {name}", name, STUDENT))
+            title = f"{'with' if name in WITH else 'without'}: {name}"
+            if "augment" in WITH.get(name, {}):
+                title += f" ({_teacher_seconds(folder, sets[name]):.1f} s of the teacher)"
+            lines.append((title, name, STUDENT))
     for title, name, arm in lines:
         tables = [joined(name, seed, arm) for seed in seeds]
         found = [measure(table, HOW) for table in tables]

@@ -1,9 +1,10 @@
-"""What `.ci/run` draws from the hash of the commit: victims of the crash tests, and forms of long tests.
+"""What `.ci/run` draws from the hash of the commit: victims of the crash tests, long tests, and forms of them.
 
     python -m tests.labs.drawn COMMIT       print the victims
 
-One victim each is killed in every run, and one more in every third; of several forms of one long test a run takes one.
-`.ci/nightly` kills all victims, several times, and takes all forms; so does pytest where no commit is set.
+One victim each is killed in every run, and one more in every third; of several forms of one long test a run takes one,
+and of the slowest files a third. `.ci/nightly` kills all victims, several times, and takes all files and forms; so does
+pytest where no commit is set.
 """
 
 import os
@@ -27,6 +28,12 @@ def one_of(*forms: str) -> tuple[str, ...]:
     """Return the form of a test that the commit in the environment draws, the k-th of n; all of them without one."""
     number = os.environ.get(COMMIT)
     return (forms[int(number, 16) % len(forms)],) if number else forms
+
+
+def left_out(files: Sequence[str], parts: int, commit: str | None = None) -> frozenset[str]:
+    """Return all files but every ``parts``-th, beginning with the one that a commit draws; none without a commit."""
+    number = commit or os.environ.get(COMMIT)
+    return frozenset(files) - frozenset(files[int(number, 16) % parts :: parts]) if number else frozenset()
 
 
 def main(commit: str) -> None:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from ray_distill.artifacts import StudentRef
 from ray_distill.config import CheckpointPolicy
@@ -219,9 +220,10 @@ def _tried_rates(workshop: Workshop, arm: Arm, run: TrainingRun, reporter: Repor
 
 
 def _size_and_source(model: Model) -> tuple[int, str]:
-    """Return the parameters of a student and where its weights come from; see `first_rates`."""
+    """Return the parameters of a student without embeddings, and where its weights come from; see `first_rates`."""
     source = "adapters" if "lora" in model.describe else str(model.describe.get("source", ""))
-    return sum(parameter.numel() for parameter in model.module.parameters()), source
+    looked_up = {id(part.weight) for part in model.module.modules() if isinstance(part, nn.Embedding)}
+    return sum(one.numel() for one in model.module.parameters() if id(one) not in looked_up), source
 
 
 def _probe(run: TrainingRun, rate: float, output: str) -> TrainingRun:

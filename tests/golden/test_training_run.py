@@ -237,7 +237,7 @@ def test_a_job_with_an_open_end_resumes_to_the_same_models(
 def _taken(ref: Any) -> tuple[int, int]:
     """Return the steps of an arm's run, and of all runs that tried its rate."""
     facts = read_facts(ref.url)
-    return facts["steps"], 24 * len(facts["tried_rates"])
+    return facts["steps"], 12 * len(facts["tried_rates"])
 
 
 def test_a_rate_at_which_training_diverges_is_not_chosen(

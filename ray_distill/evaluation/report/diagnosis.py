@@ -22,6 +22,9 @@ _JUDGED = ("validation_nll", "validation_kl")
 #: Share of the loss that has to be gained in the last part of a training for it to be still improving: at the full
 #: rate, and where the rate falls meanwhile, which gains something in every training.
 _STILL, _STILL_FALLING = 0.05, 0.2
+#: It has to be this share of all that was gained since the first validation: a loss near 0 moves by large shares of
+#: itself. And what is gained while the rate falls is enough alone if it is the second share of all.
+_OF_ALL, _MUCH_OF_ALL = 0.01, 0.05
 #: Fewest validations in that part, and before it.
 _VALIDATIONS = 3
 #: That part: the last third of the steps, or of those at the full rate where its fall was decided on the way.
@@ -117,8 +120,12 @@ def _still_gains(curve: ArmCurve) -> float | None:
     after = [loss for step, loss in curve.judged if _PART * end < step <= end]
     if min(len(before), len(after)) < _VALIDATIONS or min(before) <= 0:
         return None
-    gain = 1 - min(after) / min(before)
-    return gain if gain > (_STILL if curve.ended_open else _STILL_FALLING) else None
+    gain, losses = min(before) - min(after), [loss for _, loss in curve.judged]
+    all_gained = max(losses[0] - min(losses), 0.0)
+    share = gain / min(before)
+    still = share > (_STILL if curve.ended_open else _STILL_FALLING) and gain > _OF_ALL * all_gained
+    much = not curve.ended_open and gain > _MUCH_OF_ALL * all_gained
+    return share if still or much else None
 
 
 def _unfinished(known: Mapping[str, ArmCurve], gains: Mapping[str, float], *, open_end: bool) -> Iterator[str]:

@@ -101,9 +101,27 @@ def test_a_verdict_over_arms_that_have_not_all_converged_is_named() -> None:
 
 def test_a_falling_rate_alone_is_no_sign_of_too_few_steps() -> None:
     """Epochs end with a fall of the rate, which gains a tenth here; and two validations are too few to compare."""
-    assert found(curve(lambda step: 1.0 if step <= 60 else 0.9), open_end=False) == []
+    assert found(curve(lambda step: 3.5 if step == 5 else 1.0 if step <= 60 else 0.9), open_end=False) == []
     few = {step: values for step, values in curve(lambda step: 100 / step).steps.items() if step % 25 == 0}
     assert found(ArmCurve(arm="student", facts=curve(flat).facts, steps=few), open_end=False) == []
+
+
+@pytest.mark.parametrize("falls", [80, STEPS])
+def test_a_loss_near_zero_that_halves_is_no_sign_of_too_few_steps(falls: int) -> None:
+    """It fell from 2.5 to 0.03 and then to 0.015: six thousandths of what was learned."""
+    small = curve(lambda step: 2.5 if step == 5 else 0.03 if step <= 53 else 0.015, decay_from=falls)
+    assert found(small, open_end=falls < STEPS) == []
+
+
+def test_a_training_of_a_few_epochs_is_unfinished_and_not_small() -> None:
+    """Digits in three epochs: the falling rate gains a twentieth of the loss, a tenth of all that was learned."""
+    losses = {5: 2.09, 20: 1.74, 40: 1.47, 65: 1.35, 80: 1.29}
+    short = curve(
+        lambda step: [loss for first, loss in losses.items() if step >= first][-1],
+        training=lambda step: 1.0 if step <= 5 else 0.8,
+    )
+    (note,) = found(short, behind=0.1, open_end=False)
+    assert "the student (4% of its loss)" in note and "Raise student.training.epochs" in note
 
 
 def test_over_fitting_is_named_with_the_step_it_began_at() -> None:

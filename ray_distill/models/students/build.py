@@ -94,6 +94,19 @@ def build_student(
     return _finish(adapted, task)
 
 
+def require_start(config: StudentModel, teacher: TeacherConfig) -> None:
+    """Refuse a student that is made of its teacher, where this is a function.
+
+    Raises:
+        ConfigError: there is no config and there are no layers to start from.
+    """
+    if config.source not in ("module", "checkpoint") and is_factory(teacher.model):
+        raise ConfigError(
+            f"student.model.from is {config.source}, but the teacher {teacher.model} is a function, which has no "
+            "config and no layers to start a student from: set it to checkpoint or module"
+        )
+
+
 def _make(
     config: StudentModel, kind: StudentKind, task: str, *, teacher: TeacherConfig, seed: int, measured: Measured
 ) -> _Made:
@@ -101,11 +114,7 @@ def _make(
         return _from_module(config, kind, task, seed)
     if config.source == "checkpoint":
         return _from_checkpoint(config, kind)
-    if is_factory(teacher.model):
-        raise ConfigError(
-            f"the teacher {teacher.model} is a function, so there is no config or layers to start a "
-            "student from: set student.model.from to checkpoint or module"
-        )
+    require_start(config, teacher)
     own = teacher.model_copy(update={"max_length": config.max_length or teacher.max_length})
     make = _from_config if config.source == "config" else _from_weights
     return make(config, kind, task, own=own, seed=seed, measured=measured)

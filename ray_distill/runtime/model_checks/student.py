@@ -12,7 +12,7 @@ from ray_distill.models.core.fingerprint import count_parameters
 from ray_distill.models.core.model import Model
 from ray_distill.models.core.module_function import is_factory
 from ray_distill.models.io.load import as_config, read_config
-from ray_distill.models.students.build import build_student
+from ray_distill.models.students.build import build_student, require_start
 from ray_distill.models.students.kind import StudentKind
 from ray_distill.models.students.layer_copy import fresh
 from ray_distill.models.students.measured import NOTHING_MEASURED
@@ -63,7 +63,7 @@ def check_shape(config: Campaign) -> None:
         ConfigError, ModelError, StorageError: as `build_student`.
     """
     own, model, teacher = get_task(config.task), config.student.model, config.labels.teacher
-    if model.source not in ("module", "checkpoint") and not is_factory(teacher.model):
+    if model.source not in ("module", "checkpoint"):
         _open_head(
             config,
             own.answers.model.student(model, task=own, classes=STAND_IN, width=None, teacher=teacher, seed=config.seed),
@@ -122,11 +122,7 @@ def _open_head(config: Campaign, kind: StudentKind) -> Any:
     teacher = config.labels.teacher.model_copy(
         update={"max_length": model.max_length or config.labels.teacher.max_length}
     )
-    if is_factory(teacher.model):
-        raise ConfigError(
-            f"student.model.from is {model.source}, but the teacher {teacher.model} is a function, which has no config "
-            "and no layers to start a student from: set it to checkpoint or module"
-        )
+    require_start(model, teacher)
     with open_checkpoint(teacher.model, weights=False) as folder:
         return shape_student(model, kind, folder, own=teacher, measured=NOTHING_MEASURED).config
 

@@ -247,7 +247,7 @@ def test_a_function_teacher_has_students_of_checkpoints_and_functions(tmp_path: 
     student = StudentModel.model_validate({"from": "checkpoint", "model": str(folder)})
     assert build_student(student, vocabulary=V, **known).vocabulary == V
     assert build_student(student, vocabulary=300, **known).vocabulary == V  # padded otherwise
-    with pytest.raises(ConfigError, match="no config or layers"):
+    with pytest.raises(ConfigError, match="no config and no layers"):
         build_student(StudentModel(), vocabulary=V, **known)
 
 

@@ -101,6 +101,25 @@ def test_only_a_dry_run_calls_a_function(tmp_path: Path) -> None:
         check_models(config, call=True)
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"from": "config"},
+        {"from": "teacher_layers", "keep": 1},
+        {"from": "teacher_width", "overrides": {"hidden_size": 16}},
+    ],
+)
+def test_a_student_made_of_a_teacher_that_is_a_function_is_refused_before_it_labels(
+    tmp_path: Path, model: dict[str, Any]
+) -> None:
+    """Whether or not the config names the classes; the function is not called."""
+    for named in ({}, {"classes": CLASSES}):
+        snapshot = {"source": str(tmp_path / "rows.jsonl"), **named}
+        config = _config(tmp_path, f"{__name__}:of_gpus", student={"model": model}, snapshot=snapshot)
+        with pytest.raises(ConfigError, match=rf"student\.model\.from is {model['from']}, but .*module"):
+            check_models(config)
+
+
 def of_gpus() -> None:
     """A teacher that this machine cannot make."""
     raise AssertionError("called without a GPU")

@@ -3,14 +3,17 @@
 `prepare_teacher` runs as one task on a node with the teacher's resources; only plain values leave the task.
 """
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow.compute as pc
+import torch
 
 from ray_distill.artifacts import SnapshotRef
-from ray_distill.config import Campaign, HiddenConfig, TeacherConfig
+from ray_distill.config import Campaign, HiddenConfig, Resources, TeacherConfig
 from ray_distill.labels.format.codecs import choose_codec, find_codec
 from ray_distill.labels.model.manifest import StoreManifest, TeacherIdentity, parts_of
 from ray_distill.labels.model.part_specs import AnswerSpace, DistributionsSpec, VectorsSpec
@@ -85,18 +88,33 @@ def _fit(config: Campaign, snapshot: SnapshotRef, progress: Callable[[str, int, 
     rows = without_views(opened.read("train", columns=["row_id", task.inputs.column, "label", *parent]))
     rows = rows.filter(pc.is_valid(rows["label"]))
     encoded = task.inputs.encode(rows, load_processor(teacher, task=config.task))
-    return fit_head(
-        teacher,
-        encoded,
-        task.answers.store.truth(encoded, rows).values,
-        classes=opened.classes,
-        prepare=task.answers.model.head_fit,
-        collate=task.inputs.collate,
-        seed=config.seed,
-        url=files.join(config.store_url, "heads"),
-        batch=config.labels.resources.batch,
-        progress=progress,
-    )
+    with _threads_of_all(config.labels.resources):
+        return fit_head(
+            teacher,
+            encoded,
+            task.answers.store.truth(encoded, rows).values,
+            classes=opened.classes,
+            prepare=task.answers.model.head_fit,
+            collate=task.inputs.collate,
+            seed=config.seed,
+            url=files.join(config.store_url, "heads"),
+            batch=config.labels.resources.batch,
+            progress=progress,
+        )
+
+
+@contextmanager
+def _threads_of_all(resources: Resources) -> Iterator[None]:
+    """Compute with the threads of all actors, at most those of this node: they start when the head is fitted.
+
+    A sum may differ in its last bits with the number of threads; a head is fitted once, and then kept.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(os.cpu_count() or 1, max(1, int(resources.cpus)) * resources.actors[1]))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def make_manifest(config: Campaign, facts: TeacherFacts) -> StoreManifest:

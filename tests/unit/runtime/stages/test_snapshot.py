@@ -1,19 +1,22 @@
 """Snapshots of a campaign: taken as its task reads rows, and refused by a task that reads them otherwise."""
 
 import io
+import os
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from ray_distill.artifacts import SnapshotRef
 from ray_distill.config import Campaign, LabelsConfig, SnapshotConfig, parse_config
-from ray_distill.errors import ConfigError, SnapshotError
+from ray_distill.errors import ConfigError, ModelError, SnapshotError
 from ray_distill.models.heads.fit_head import fitted_rows
 from ray_distill.models.io.embedding_table import read_neighbours
 from ray_distill.runtime.campaign import snapshot_key
+from ray_distill.runtime.labelling import identify_teacher
 from ray_distill.runtime.labelling.identify_teacher import prepare_teacher
 from ray_distill.runtime.stages import label
 from ray_distill.runtime.stages.preflight import check
@@ -264,3 +267,28 @@ def test_a_head_is_fitted_on_rows_not_views(tmp_path: Path) -> None:
     plain = prepare_teacher(config, freeze(config, config.snapshot.traffic_alone()), None).head_url
     assert fitted is not None and fitted == plain
     assert len(fitted_rows(fitted)) == (derived.manifest.view_counts or {})["rows"]
+
+
+@pytest.mark.parametrize(("actors", "cores", "threads"), [(2, 16, 6), (2, 4, 4), (1, 16, 3)])
+def test_a_head_is_fitted_with_the_threads_of_all_actors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, actors: int, cores: int, threads: int
+) -> None:
+    """They start after it: three threads each, at most those of the node; afterwards there are as many as before."""
+    config = _with_views(tmp_path, views=1)
+    model = write_tiny_text_model(tmp_path / "encoder", ("a", "b"), 0)
+    labels = {
+        "teacher": {"model": str(model), "head": {"pool": "mean"}},
+        "resources": {"actors": [1, actors], "cpus": 3.5},
+    }
+    config = config.model_copy(update={"labels": LabelsConfig.model_validate(labels)})
+    before, used = torch.get_num_threads(), list[int]()
+
+    def note(*_: object, **__: object) -> str:
+        used.append(torch.get_num_threads())
+        raise ModelError("noted")
+
+    monkeypatch.setattr(identify_teacher, "fit_head", note)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    with pytest.raises(ModelError, match="noted"):
+        prepare_teacher(config, freeze(config), None)
+    assert used == [threads] and torch.get_num_threads() == before

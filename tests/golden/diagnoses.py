@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import nn
+from transformers import ResNetConfig, ResNetForImageClassification
 
 from ray_distill.config import TeacherConfig, parse_config
 from ray_distill.examples import mnist
@@ -73,11 +74,15 @@ CASES: Mapping[str, Case] = {
     ),
     "small": Case(
         expected=("small",),
-        changes={"student.model.overrides": {"embedding_size": 2, "hidden_sizes": [2, 2], "depths": [1, 1]}},
+        changes={"student.model.overrides": {"embedding_size": 1, "hidden_sizes": [1, 1], "depths": [1, 1]}},
     ),
     "misleading": Case(
         expected=("soft below hard", "unsure"),
-        changes={"labels.teacher.model": "tests.golden.diagnoses:misleading", "student.losses": {"soft": {}}},
+        changes={
+            "labels.teacher.model": "tests.golden.diagnoses:misleading",
+            "student.model": {"from": "module", "model": "tests.golden.diagnoses:student"},
+            "student.losses": {"soft": {}},
+        },
     ),
     "weak-teacher": Case(
         expected=("true labels", "weak teacher", "over-fitted"),
@@ -89,7 +94,14 @@ CASES: Mapping[str, Case] = {
         },
     ),
     "blind": Case(expected=("class", "never"), changes={"labels.teacher.model": "blind"}),
+    "rare": Case(
+        expected=("uneven",), changes={"labels.teacher.model": "near-sighted", "snapshot.source": "rare.parquet"}
+    ),
 }
+#: By teacher: the digits that it takes for others.
+MISTAKES: Mapping[str, Mapping[str, str]] = {"blind": {"8": "3"}, "near-sighted": {"7": "1", "8": "3", "9": "4"}}
+#: Of the digits that the near-sighted one does not see, one row in so many is in the rare traffic.
+RARE = 8
 
 
 class Misleading(nn.Module):
@@ -114,16 +126,24 @@ def misleading(folder: str) -> ModelParts:
     return ModelParts(module=Misleading(model.module), processor=model.processor, classes=mnist.CLASSES)
 
 
+def student(folder: str) -> ModelParts:
+    """Return the student of the other cases: a function as teacher has no config to make it of."""
+    config = ResNetConfig.from_pretrained(folder, **mnist.STUDENT_OVERRIDES)
+    like = load_model(TeacherConfig(model=folder), task=mnist.TASK)
+    return ModelParts(module=ResNetForImageClassification(config), processor=like.processor, classes=mnist.CLASSES)
+
+
 def prepare(folder: Path) -> None:
-    """Write digits and the four teachers: a good one, one of few rows, and one that took every 8 for a 3."""
-    if (folder / "blind").exists():
+    """Write digits, as they are and with three of them rare, and the teachers: a good one and three that are not."""
+    if (folder / "prepared").exists():
         return
     mnist.prepare(folder)
     rows = pq.read_table(folder / "teacher.parquet")
     pq.write_table(rows.slice(0, WEAK_ROWS), folder / "weak.parquet")
-    digits = ["3" if digit == "8" else digit for digit in rows["digit"].to_pylist()]
-    pq.write_table(rows.set_column(1, "digit", pa.array(digits)), folder / "blind.parquet")
-    for name in ("weak", "blind"):
+    for name, mistakes in MISTAKES.items():
+        digits = [mistakes.get(digit, digit) for digit in rows["digit"].to_pylist()]
+        pq.write_table(rows.set_column(1, "digit", pa.array(digits)), folder / f"{name}.parquet")
+    for name in ("weak", *MISTAKES):
         mnist.train_network(
             folder / f"{name}.parquet",
             folder / name,
@@ -132,6 +152,11 @@ def prepare(folder: Path) -> None:
             config=mnist.TEACHER_CONFIG,
             seed=mnist.SEED,
         )
+    traffic = pq.read_table(folder / "traffic.parquet")
+    unseen = MISTAKES["near-sighted"]
+    kept = [row % RARE == 0 or digit not in unseen for row, digit in enumerate(traffic["digit"].to_pylist())]
+    pq.write_table(traffic.filter(pa.array(kept)), folder / "rare.parquet")
+    (folder / "prepared").touch()
 
 
 def config_of(folder: Path, name: str) -> dict[str, Any]:
@@ -161,11 +186,11 @@ def config_of(folder: Path, name: str) -> dict[str, Any]:
         for parent in parents:
             section = section.setdefault(parent, {})
         section[last] = value
-    snapshot, teacher = found["snapshot"], found["labels"]["teacher"]
+    snapshot, teacher, model = found["snapshot"], found["labels"]["teacher"], found["student"]["model"]
     snapshot["source"] = str(folder / snapshot["source"])
     snapshot["exclude"] = [str(folder / one) for one in snapshot["exclude"]]
     if ":" in teacher["model"]:
-        teacher["arguments"] = {"folder": str(folder / "teacher")}
+        teacher["arguments"] = model["arguments"] = {"folder": str(folder / "teacher")}
     else:
         teacher["model"] = str(folder / teacher["model"])
     return found

@@ -1,7 +1,7 @@
 """The golden grid of language models: the defaults beside eight settings by hand, at equal teacher positions.
 
     python -m tests.golden.language_grid FOLDER                          FOLDER as `language_table` has it
-    python -m tests.golden.language_grid FOLDER --rows 200 --keep 2        a small part of it
+    python -m tests.golden.language_grid FOLDER --rows 160 --keep 2 --max-length 32        a small part of it
 
 A campaign that names teacher, source and the student's layers stores draws, tries rates, learns at temperature 1, and
 ends when nothing improves. By hand are two stored forms (the 50 likeliest tokens, 16 of them and 32 draws), two rates
@@ -39,7 +39,7 @@ from ray_distill.tasks.catalogue import TASKS
 from tests.golden.hidden_table import HOW, cell, say
 
 TASK, SEED, DEFAULTS = "causal_lm", 3, "defaults"
-SPLITS = {"train": 0.75, "validation": 0.05, "calibration": 0.05, "test": 0.15}
+SPLITS = {"train": 0.55, "validation": 0.1, "calibration": 0.05, "test": 0.3}
 METRICS = {"kl_from_teacher": "KL from teacher, nats", "nll": "NLL, nats", "ece": "ECE", "agreement": "top-1 agreement"}
 RATES = (5e-4, 1.5e-3)
 TOP: Mapping[str, Any] = {"estimator": "topk", "k": 50, "temperatures": [1, 2], "encoding": "compact"}
@@ -74,28 +74,34 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, default=ROWS, help="docstrings in all")
     parser.add_argument("--keep", type=int, default=4, help="layers of the teacher that the student has")
+    parser.add_argument("--max-length", type=int, default=128, help="tokens of a docstring that are read")
     parser.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args()
     folder = asked.folder.resolve()
     prepare(folder, asked.rows)
     torch.set_num_threads(asked.threads)
-    place = folder / f"grid-{asked.rows}-{asked.keep}"
+    place = folder / f"grid-{asked.rows}-{asked.keep}-{asked.max_length}"
     student: dict[str, Any] = {"model": {"from": "teacher_layers", "keep": asked.keep}}
-    config = _config(folder, place, student)
+    config = _config(folder, place, student, length=asked.max_length)
+    for signal in (None, TOP, BOTH):  # before anything else takes the cores
+        _label(_config(folder, place, student, signal, length=asked.max_length))
     refs = {DEFAULTS: _train(config, _label(config), place / DEFAULTS)}
     facts = read_facts(refs[DEFAULTS].url)
     told = ("passes", "steps", "learning_rate", "global_batch", "tried_rates", "best_epoch")
     say(f"defaults: {', '.join(f'{name} {facts[name]}' for name in told)}")
     for number, one in enumerate(GRID):
         training = {"epochs": facts["passes"], "learning_rate": one.rate}
-        own = _config(folder, place, {**student, "losses": one.losses, "training": training}, one.signal)
+        changed = {**student, "losses": one.losses, "training": training}
+        own = _config(folder, place, changed, one.signal, length=asked.max_length)
         refs[one.name] = _train(own, _label(own), place / f"cell-{number}")
         say(f"{one.name}: trained")
     _show(config, refs, _label(config))
 
 
-def _config(folder: Path, place: Path, student: Mapping[str, Any], signal: Mapping[str, Any] | None = None) -> Campaign:
-    labels: dict[str, Any] = {"teacher": {"model": str(folder / "teacher"), "max_length": 128}}
+def _config(
+    folder: Path, place: Path, student: Mapping[str, Any], signal: Mapping[str, Any] | None = None, *, length: int
+) -> Campaign:
+    labels: dict[str, Any] = {"teacher": {"model": str(folder / "teacher"), "max_length": length}}
     form = DEFAULTS if signal is None else str(signal["estimator"])
     if signal is not None:
         labels["signal"] = dict(signal)

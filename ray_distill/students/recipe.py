@@ -30,8 +30,9 @@ _SHARES = {"teacher_layers": 0.5, "teacher_width": 0.5, "checkpoint": 0.1}
 STEP = 3.0
 #: Fewest and most rates that an arm tries.
 FEWEST_RATES, MOST_RATES = 3, 5
-#: Share of the best loss within which a smaller rate is preferred: what a short run likes is too large for a long one.
-_NEAR = 0.5
+#: Share of the best loss within which a smaller rate is preferred, in a training of so many times the steps that it was
+#: tried for: what a short run likes is too large for a long one, and right for one that is hardly longer.
+_NEAR, _LONG = 0.5, 10.0
 #: Share of an arm's most steps that a run to try a rate has at most, where a pass is more.
 PROBE_SHARE = 0.05
 #: Fewest steps of that run, and the share of an arm's steps that it has at most.
@@ -93,19 +94,18 @@ def some_rate(training: TrainingConfig) -> float:
     return max(training.learning_rate, default=1e-3)
 
 
-def chosen_rate(scores: Mapping[float, float]) -> float:
-    """Return the smallest rate whose loss is next to the best one.
-
-    The best rate of a short run is too large for a longer one.
+def chosen_rate(scores: Mapping[float, float], longer: float) -> float:
+    """Return the best rate, or for a long training the smallest one next to it.
 
     Args:
         scores: by rate that was tried, the validation loss.
+        longer: how many times as many steps the training has at most.
     """
-    best = min(scores.values())
-    return min(rate for rate, loss in scores.items() if loss <= best * (1 + _NEAR))
+    best, near = min(scores.values()), _NEAR if longer >= _LONG else 0.0
+    return min(rate for rate, loss in scores.items() if loss <= best * (1 + near))
 
 
-def next_rate(scores: Mapping[float, float]) -> float | None:
+def next_rate(scores: Mapping[float, float], longer: float) -> float | None:
     """Return the rate that is to be tried next; None = enough are known.
 
     A smaller one where the smallest is the best; a larger one where the largest would be chosen. Where a smaller rate
@@ -114,6 +114,7 @@ def next_rate(scores: Mapping[float, float]) -> float | None:
 
     Args:
         scores: by rate that was tried, the validation loss; infinite where the training diverged.
+        longer: as in `chosen_rate`.
     """
     rates = sorted(scores)
     best = min(rates, key=lambda rate: scores[rate])
@@ -122,4 +123,4 @@ def next_rate(scores: Mapping[float, float]) -> float | None:
         return None if len(rates) >= MOST_RATES else float(f"{rates[0] / STEP:.2g}")
     if best == rates[0]:
         return float(f"{best / STEP:.2g}")
-    return float(f"{rates[-1] * STEP:.2g}") if chosen_rate(scores) == rates[-1] else None
+    return float(f"{rates[-1] * STEP:.2g}") if chosen_rate(scores, longer) == rates[-1] else None

@@ -112,7 +112,7 @@ def _run_arm(workshop: Workshop, arm: Arm, pace: Pace, reporter: Reporter) -> St
     given, tried = workshop.training.learning_rate, dict[float, float]()
     if not given:
         tried = _tried_rates(workshop, arm, run, reporter)
-        given = (chosen_rate(tried),)
+        given = (chosen_rate(tried, _longer(run)),)
     runs = [_at_rate(workshop, run, number, given) for number in range(len(given))]
     outcomes = [_train_rate(workshop, arm, run, reporter) for run in runs]
     best = min(range(len(runs)), key=lambda i: outcomes[i].score.value)
@@ -211,7 +211,7 @@ def _tried_rates(workshop: Workshop, arm: Arm, run: TrainingRun, reporter: Repor
             found[probe.rate], failed = math.inf, error
             log.info("%s: %s", probe.name, error)
         rates = rates[1:]
-        if not rates and (more := next_rate(found)) is not None:
+        if not rates and (more := next_rate(found, _longer(run))) is not None:
             rates = [more]
     if not any(map(math.isfinite, found.values())):
         raise failed
@@ -219,11 +219,16 @@ def _tried_rates(workshop: Workshop, arm: Arm, run: TrainingRun, reporter: Repor
     return found
 
 
+def _longer(run: TrainingRun) -> float:
+    """Return how many times longer a run is at most than one that tries a rate."""
+    return run.steps / probe_steps(run.steps, run.epoch_steps)
+
+
 def _size_and_source(model: Model) -> tuple[int, str]:
-    """Return the parameters of a student without embeddings, and where its weights come from; see `first_rates`."""
+    """Return a student's parameters without embeddings, and its source; see `first_rates`."""
     source = "adapters" if "lora" in model.describe else str(model.describe.get("source", ""))
-    looked_up = {id(part.weight) for part in model.module.modules() if isinstance(part, nn.Embedding)}
-    return sum(one.numel() for one in model.module.parameters() if id(one) not in looked_up), source
+    embeddings = {id(part.weight) for part in model.module.modules() if isinstance(part, nn.Embedding)}
+    return sum(one.numel() for one in model.module.parameters() if id(one) not in embeddings), source
 
 
 def _probe(run: TrainingRun, rate: float, output: str) -> TrainingRun:

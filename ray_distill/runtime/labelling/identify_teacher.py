@@ -105,9 +105,10 @@ def _fit(config: Campaign, snapshot: SnapshotRef, progress: Callable[[str, int, 
 
 @contextmanager
 def _threads_of_all(resources: Resources) -> Iterator[None]:
-    """Compute with the threads of all actors, at most those of this node: they start when the head is fitted.
+    """Compute with the threads of all actors, at most those of this node.
 
-    A sum may differ in its last bits with the number of threads; a head is fitted once, and then kept.
+    The actors start when the head is fitted. A sum may differ in its last bits with the number of threads; a head is
+    fitted once, and then kept.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(min(os.cpu_count() or 1, max(1, int(resources.cpus)) * resources.actors[1]))

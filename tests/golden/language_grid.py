@@ -42,7 +42,7 @@ TASK, SEED, DEFAULTS = "causal_lm", 3, "defaults"
 SPLITS = {"train": 0.55, "validation": 0.1, "calibration": 0.05, "test": 0.3}
 METRICS = {"kl_from_teacher": "KL from teacher, nats", "nll": "NLL, nats", "ece": "ECE", "agreement": "top-1 agreement"}
 RATES = (5e-4, 1.5e-3)
-TOP: Mapping[str, Any] = {"estimator": "topk", "k": 50, "temperatures": [1, 2], "encoding": "compact"}
+TOP: Mapping[str, Any] = {"estimator": "topk", "k": 50, "encoding": "compact"}
 BOTH: Mapping[str, Any] = {"estimator": "hybrid", "k": 16, "draws": 32, "encoding": "compact"}
 
 

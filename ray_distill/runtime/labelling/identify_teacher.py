@@ -107,7 +107,7 @@ def _fit(config: Campaign, snapshot: SnapshotRef, progress: Callable[[str, int, 
 def _threads_of_all(resources: Resources) -> Iterator[None]:
     """Compute with the threads of all actors, at most those of this node.
 
-    The actors start when the head is fitted. A sum may differ in its last bits with the number of threads; a head is
+    No actor starts before the head is fitted. A sum may differ in its last bits with the number of threads; a head is
     fitted once, and then kept.
     """
     before = torch.get_num_threads()

@@ -1,6 +1,6 @@
 """Fixtures for all tests: repeatable property tests, and processes that find the modules of `tests.labs`.
 
-``pytest --hypothesis-profile=search`` looks for new examples; ``--file-seconds`` names the test files that take longer.
+``pytest --hypothesis-profile=search`` looks for new examples; ``--file-seconds`` limits the time of each test file.
 """
 
 import os

@@ -54,6 +54,27 @@ LAYERS = (1, 2)
 TEMPERATURES = (1.0, 2.0)
 BOTH: Mapping[str, Mapping[str, Any]] = {"soft": {"weight": 0.7}, "hard": {"weight": 0.3}}
 
+#: Losses, the estimator of the labels, and the student.
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "topk": {},
+    "sampled": {"estimator": "sampled"},
+    "hybrid": {"estimator": "hybrid"},
+    "dense": {"estimator": "dense"},
+    "hot": {"losses": {"soft": {"temperature": 2}, "hard": {"weight": 0.5}}, "estimator": "dense"},
+    "reverse_kl": {"losses": {"soft": {"divergence": "reverse_kl"}}},
+    "jsd": {"losses": {"soft": {"divergence": {"jsd": {"beta": 0.3}}}}},
+    "skewed_kl": {"losses": {"soft": {"divergence": "skewed_kl"}}},
+    "hard": {"losses": {"hard": {}}},
+    "teacher_hard": {"losses": {"teacher_hard": {}}},
+    "hidden_cosine": {"losses": {"soft": {"weight": 0.5}, "hidden": {"kind": "cosine"}}},
+    "hidden_mse": {"losses": {"soft": {"weight": 0.5}, "hidden": {"kind": "mse", "weight": 0.01}}},
+    "tied": {"student": "tied"},
+    "bent": {"student": "bent", "losses": {"soft": {"weight": 0.7}, "hard": {"weight": 0.3}, "hidden": {}}},
+    "lora": {"lora": True},
+}
+#: Losses of every kind at once.
+EVERY_LOSS = {"soft": {"weight": 0.6}, "hard": {"weight": 0.3}, "hidden": {"weight": 0.5}}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lab:
